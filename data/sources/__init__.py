@@ -1,0 +1,1 @@
+"""Inputs: image-caption pairs, images, texts, and the built-in scenes world."""
