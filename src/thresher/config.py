@@ -106,7 +106,7 @@ def describe(cls: type[Any], prefix: str = "") -> Iterator[FieldDoc]:
         if not members or field.name == "kind":
             yield FieldDoc(path, _type_name(hint), _default(field), doc)
             continue
-        names = " | ".join(member.__name__ for member in members)
+        names = " | ".join(_type_name(member) for member in members)
         yield FieldDoc(path, names, _default(field), doc)
         key = "<name>." if get_origin(hint) is dict else ""
         for member in members:
@@ -214,13 +214,17 @@ def _explain(cls: type[Any], found: Any) -> str:
         context = found["ctx"]
         tag, expected = str(context["tag"]), str(context["expected_tags"])
         near = difflib.get_close_matches(tag, [part.strip(" '") for part in expected.split(",")], n=1, cutoff=0.4)
-        return f"{path}.kind: unknown kind {tag!r}; expected one of {expected}" + (f"; did you mean {near[0]!r}?" if near else "")
+        return f"{path}.kind: unknown kind {tag!r}; expected one of {expected}" + (
+            f"; did you mean {near[0]!r}?" if near else ""
+        )
     if found["type"] == "union_tag_not_found":
         return f"{path}.kind: required field is missing; it says which of the kinds this is"
     message = str(found["msg"]).removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
     given = found.get("input")
-    shown = f", found {given!r}" if isinstance(given, (str, int, float, bool, type(None))) and repr(given) not in message else ""
+    shown = (
+        f", found {given!r}" if isinstance(given, (str, int, float, bool, type(None))) and repr(given) not in message else ""
+    )
     return f"{path}: {message}{shown}" if path else f"{message}{shown}"
 
 
