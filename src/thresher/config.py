@@ -38,6 +38,11 @@ def load_config(cls: type[T], path: Path, overrides: Sequence[str] = ()) -> T:
 
     Raises ConfigError: unreadable file, bad YAML, malformed override, and every invalid field in one message.
     """
+    return validate(cls, read_values(path, overrides), str(path))
+
+
+def read_values(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The plain values of a YAML file with `key=value` overrides applied, not validated yet. Raises ConfigError."""
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -45,10 +50,9 @@ def load_config(cls: type[T], path: Path, overrides: Sequence[str] = ()) -> T:
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not a text file in UTF-8 ({error.reason}); give the path of a YAML file") from error
     values = parse_yaml(text, str(path))
-    values.pop("_", None)
     for override in overrides:
         _apply(values, override)
-    return validate(cls, values, str(path))
+    return values
 
 
 def parse_yaml(text: str, where: str) -> dict[str, Any]:
