@@ -219,10 +219,11 @@ def _version(show: bool) -> None:
         raise typer.Exit
 
 
+ShowVersion = Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")]
+
+
 @app.callback()
-def _root(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
-) -> None:
+def _root(version: ShowVersion = False) -> None:  # pyright: ignore[reportUnusedFunction] - typer calls it
     """Harvest activations, fit sparse autoencoders, measure what image and text share."""
 
 
