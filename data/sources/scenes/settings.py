@@ -49,7 +49,7 @@ class Scenes:
     """The concept of rank r among its siblings has frequency proportional to r ** -zipf_exponent; 0 makes them equal."""
     cooccurrence: float = 0.2
     """Probability that an object takes the colour its shape prefers instead of an independent one."""
-    detail: float = 0.85
+    detail: float = 0.95
     """Probability that a caption mentions an attribute that the picture shows."""
     family_share: float = 0.1
     """Share of mentions that use the family's word (a warm polygon) where there is one (a red square)."""
@@ -76,7 +76,7 @@ class Scenes:
             slots = slots_of(template)
             if "scene" not in slots or not slots <= {"scene", "mood", "style"}:
                 raise ConfigError(
-                    f"template {template!r}: needs {{scene}}, may have {{mood}} and {{style}}, and no other field"
+                    f"template {template!r}: needs {{scene}}, may have {{mood}} and {{style}}, nothing else"
                 )
             found.add(slots - {"scene"})
         moods = [False] * (self.mood_share < 1) + [True] * (self.mood_share > 0)

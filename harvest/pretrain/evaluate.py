@@ -1,0 +1,126 @@
+"""What a CLIP can do on held-out pairs: retrieval, zero-shot classification, and the gap between its modalities."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, UInt8
+from scipy import stats
+from torch import Tensor, nn
+from torch.nn import functional
+
+from thresher.data.records import Concept
+from thresher.harvest.pretrain.model import normalize
+from thresher.harvest.pretrain.pairs import Pairs
+
+DRAW = 256
+"""Pairs per retrieval draw."""
+TIE = 1e-6
+"""Cosines closer than this are a tie; equal captions in different rows of a batch differ by less."""
+BATCH = 512
+
+
+class Estimate(NamedTuple):
+    """A mean over disjoint draws with its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def embed_images(model: nn.Module, images: UInt8[Tensor, "row 3 height width"], device: str) -> Float[Tensor, "row d"]:
+    """Unit embeddings of pictures, on the CPU."""
+    clip: Any = model.eval()
+    with torch.inference_mode():
+        parts = [clip.encode_image(normalize(batch.to(device)), normalize=True).cpu() for batch in images.split(BATCH)]
+    return torch.cat(parts)
+
+
+def embed_texts(
+    model: nn.Module, texts: Sequence[str], tokenizer: Callable[[list[str]], Tensor], device: str
+) -> Float[Tensor, "row d"]:
+    """Unit embeddings of texts, on the CPU."""
+    clip: Any = model.eval()
+    with torch.inference_mode():
+        ids = tokenizer(list(texts))
+        return torch.cat([clip.encode_text(batch.to(device), normalize=True).cpu() for batch in ids.split(BATCH)])
+
+
+def measure_retrieval(image: Float[Tensor, "row d"], text: Float[Tensor, "row d"]) -> dict[str, Estimate]:
+    """Recall at 1 and 5, both directions, among `DRAW` pairs (all, when there are fewer); row i pairs with row i.
+
+    A tie counts against the model: of two equal captions in a draw, neither is found first.
+    """
+    size = min(DRAW, len(image))
+    found: dict[str, list[float]] = {}
+    for start in range(0, len(image) - size + 1, size):
+        similarity = image[start : start + size] @ text[start : start + size].T
+        for direction, scores in (("image_to_text", similarity), ("text_to_image", similarity.T)):
+            rank = rank_partners(scores)
+            for k in (1, 5):
+                found.setdefault(f"{direction}_r@{k}", []).append((rank < k).double().mean().item())
+    means = [(a + b) / 2 for a, b in zip(found["image_to_text_r@1"], found["text_to_image_r@1"], strict=True)]
+    return {name: estimate(values) for name, values in (found | {"mean_r@1": means}).items()}
+
+
+def rank_partners(scores: Float[Tensor, "row row"]) -> Int[Tensor, "row"]:
+    """For each row, how many others score at least as high as its own partner, the diagonal."""
+    own = scores.diagonal()[:, None]
+    return (scores >= own - TIE).sum(dim=1) - 1
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    """Mean and Student's 95 % interval over draws; the interval of a single draw is the whole range."""
+    mean = float(np.mean(values))
+    if len(values) < 2:
+        return Estimate(mean, 0.0, 1.0)
+    half = float(stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values)))
+    return Estimate(mean, mean - half, mean + half)
+
+
+def measure_gap(image: Float[Tensor, "row d"], text: Float[Tensor, "row d"]) -> float:
+    """Modality gap: distance between the mean embeddings of the two modalities (arXiv 2203.02053)."""
+    return functional.pairwise_distance(image.mean(dim=0), text.mean(dim=0)).item()
+
+
+def measure_zero_shot(
+    pairs: Pairs,
+    image: Float[Tensor, "row d"],
+    concepts: Sequence[Concept],
+    prompts: dict[str, str],
+    embed: Callable[[list[str]], Float[Tensor, "class d"]],
+) -> dict[str, dict[str, float]]:
+    """For each root of `prompts`: accuracy of naming the leaf, among the pictures that show one leaf of every root.
+
+    `embed` gives unit embeddings of prompts. Also the number of pictures and the accuracy of the commonest leaf.
+    """
+    leaves = {root: find_leaves(concepts, root) for root in prompts}
+    rows = [row for row, found in enumerate(pairs.concepts) if all(len(found & set(leaves[root])) == 1 for root in prompts)]
+    result: dict[str, dict[str, float]] = {}
+    for root, prompt in prompts.items():
+        names = [concepts[leaf].name.rpartition("/")[2] for leaf in leaves[root]]
+        classes = embed([_fill(prompt, name) for name in names])
+        truth = np.array(
+            [next(place for place, leaf in enumerate(leaves[root]) if leaf in pairs.concepts[row]) for row in rows]
+        )
+        guess = (image[rows] @ classes.T).argmax(dim=1).numpy()
+        commonest = np.bincount(truth, minlength=1).max(initial=0) / max(len(rows), 1)
+        accuracy = float((guess == truth).mean()) if rows else 0.0
+        result[root] = {"accuracy": accuracy, "commonest": float(commonest), "classes": len(names), "pictures": len(rows)}
+    return result
+
+
+def find_leaves(concepts: Sequence[Concept], root: str) -> list[int]:
+    """Indices of the concepts below `root` that are no parent."""
+    parents = {concept.parent for concept in concepts}
+    return [
+        index for index, concept in enumerate(concepts) if concept.name.startswith(f"{root}/") and concept.name not in parents
+    ]
+
+
+def _fill(prompt: str, name: str) -> str:
+    """Put a name into a prompt, with `an` before a vowel."""
+    if name[:1] in "aeiou":
+        prompt = prompt.replace(" a {}", " an {}")
+    return prompt.format(name)
