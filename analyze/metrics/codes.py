@@ -1,0 +1,34 @@
+"""Codes as sparse matrices in which every atom stands once per row."""
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from scipy.sparse import csr_array
+from torch import Tensor
+
+from thresher.train.codes import Codes
+
+
+def to_matrix(codes: Codes, d_sae: int) -> csr_array:
+    """Codes as a float64 matrix [row, d_sae]; an atom picked twice (matching pursuit) has the sum of its coefficients.
+
+    Padding (value 0) and picks that cancel exactly are not stored, so the stored entries of a row are its active atoms.
+    """
+    n_rows, k = codes.indices.shape
+    values = codes.values.detach().to("cpu", torch.float64).numpy().reshape(-1)
+    indices = codes.indices.detach().cpu().numpy().reshape(-1)
+    starts = np.arange(n_rows + 1, dtype=np.int64) * k
+    matrix = csr_array((values, indices, starts), shape=(n_rows, d_sae))
+    matrix.sum_duplicates()
+    matrix.eliminate_zeros()
+    return matrix
+
+
+def count_active(matrix: csr_array) -> Int[np.ndarray, " row"]:
+    """L0 of each row: how many different atoms are active."""
+    return np.diff(matrix.indptr).astype(np.int64)
+
+
+def decode(matrix: csr_array, dictionary: Tensor) -> Tensor:
+    """Rows [row, d_in] that the codes stand for, without any bias: codes times dictionary, in float64."""
+    return torch.from_numpy(matrix @ dictionary.detach().to("cpu", torch.float64).numpy())

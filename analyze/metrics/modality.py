@@ -1,0 +1,173 @@
+"""The modality score of a feature: 1 = fires on images only, 0 = on text only, 0.5 = on both alike."""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from thresher.analyze.metrics.activity import ActivitySums
+from thresher.analyze.metrics.estimate import LEVEL, Estimate
+
+IMAGE, SHARED, TEXT, UNDECIDED, DEAD = "image", "shared", "text", "undecided", "dead"
+"""Classes of features."""
+
+
+class Interval(NamedTuple):
+    """Ends of the 95 % interval per feature; NaN for dead features."""
+
+    low: Float[np.ndarray, " feature"]
+    high: Float[np.ndarray, " feature"]
+
+
+class ModalityScores(NamedTuple):
+    """Scores in [0, 1] per feature; NaN where the feature is dead."""
+
+    energy: Float[np.ndarray, " feature"]
+    energy_interval: Interval
+    firing: Float[np.ndarray, " feature"]
+    firing_interval: Interval
+    mean: Float[np.ndarray, " feature"]
+    """NaN everywhere when any code is negative: means of signed codes cancel."""
+
+
+def score_modality(
+    image: ActivitySums, text: ActivitySums, pseudo_counts: Float[np.ndarray, "replicate 2 feature"]
+) -> ModalityScores:
+    """mu = e_image / (e_image + e_text) with e = E[z^2] (energy; arXiv 2602.06218), P(z != 0) (firing) or E[z] (mean;
+    arXiv 2504.11695). Each e is a mean over the modality's own rows, so five captions per image do not count five times.
+
+    The interval resamples records. A bootstrap alone would be certain about a feature that fired three times, always on
+    images; so each replicate adds a Gamma(1/2, 1) number of pseudo-firings to each modality, the Jeffreys prior of a rate,
+    each with the energy of a typical firing record. With independent rows and constant z this is close to the posterior
+    Beta(n_image + 1/2, n_text + 1/2), and wider below ten firings. The score itself has no prior in it.
+    """
+    counts = _replicate(image, text, image.fires, text.fires, pseudo_counts)
+    energies = _replicate(image, text, image.energy, text.energy, pseudo_counts)
+    is_signed = bool((image.n_negative + text.n_negative).any())
+    means = (image.total / image.rows[0], text.total / text.rows[0])
+    return ModalityScores(
+        energy=energies[0],
+        energy_interval=_interval(energies),
+        firing=counts[0],
+        firing_interval=_interval(counts),
+        mean=np.full_like(means[0], np.nan) if is_signed else ratio(*means),
+    )
+
+
+def ratio(image: Float[np.ndarray, "*any"], text: Float[np.ndarray, "*any"]) -> Float[np.ndarray, "*any"]:
+    """image / (image + text), NaN where both are 0."""
+    total = image + text
+    return np.divide(image, total, out=np.full_like(total, np.nan), where=total > 0)
+
+
+def _replicate(
+    image: ActivitySums,
+    text: ActivitySums,
+    image_sums: Float[np.ndarray, "replicate feature"],
+    text_sums: Float[np.ndarray, "replicate feature"],
+    pseudo_counts: Float[np.ndarray, "replicate 2 feature"],
+) -> Float[np.ndarray, "replicate feature"]:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        e_image = image_sums / image.rows[:, None]
+        e_text = text_sums / text.rows[:, None]
+        share = image.firing_records / image.records + text.firing_records / text.records
+        # What one firing record adds: the mean over all rows would be this if every record fired.
+        typical = np.where(share > 0, (e_image[0] + e_text[0]) / share, 0)
+    e_image = e_image + pseudo_counts[:, 0] * typical / image.records
+    e_text = e_text + pseudo_counts[:, 1] * typical / text.records
+    return ratio(e_image, e_text)
+
+
+def _interval(replicates: Float[np.ndarray, "replicate feature"]) -> Interval:
+    """Percentiles of replicates 1 and up; the score itself always lies inside."""
+    if len(replicates) < 2:
+        return Interval(np.zeros_like(replicates[0]), np.ones_like(replicates[0]))
+    is_defined = np.isfinite(replicates[0])
+    ends = np.full((2, replicates.shape[1]), np.nan)
+    found = np.nan_to_num(replicates[1:, is_defined], nan=0.5)
+    ends[:, is_defined] = np.quantile(found, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+    return Interval(np.fmin(ends[0], replicates[0]), np.fmax(ends[1], replicates[0]))
+
+
+def classify(score: Float[np.ndarray, " feature"], interval: Interval, text_below: float, image_above: float) -> np.ndarray:
+    """Class of each feature [feature], strings: `image` when the whole interval lies above `image_above`, `text` when
+    below `text_below`, `shared` when between, `undecided` when it crosses a threshold, `dead` where the score is NaN.
+    """
+    classes = np.full(score.shape, UNDECIDED, dtype="<U9")
+    classes[interval.low > image_above] = IMAGE
+    classes[interval.high < text_below] = TEXT
+    classes[(interval.low >= text_below) & (interval.high <= image_above)] = SHARED
+    classes[np.isnan(score)] = DEAD
+    return classes
+
+
+def share_of_class(score: Float[np.ndarray, " feature"], interval: Interval, bounds: tuple[float, float]) -> Estimate:
+    """Share of alive features with bounds[0] <= score <= bounds[1].
+
+    The ends are what the features allow: low counts those whose whole interval lies inside, high those whose interval
+    touches it. The distance between the ends is therefore the share of undecided features.
+    """
+    alive = np.isfinite(score)
+    n = int(alive.sum())
+    if n == 0:
+        return Estimate(None, None, None, 0, "alive features")
+    low, high, value = interval.low[alive], interval.high[alive], score[alive]
+    inside = (value >= bounds[0]) & (value <= bounds[1])
+    surely = (low >= bounds[0]) & (high <= bounds[1])
+    maybe = (high >= bounds[0]) & (low <= bounds[1])
+    return Estimate(float(inside.mean()), float(surely.mean()), float(maybe.mean()), n, "alive features")
+
+
+class Histogram(NamedTuple):
+    """A histogram of scores on [0, 1]; shares sum to 1 (all 0 when there are no features)."""
+
+    edges: Float[np.ndarray, " edge"]
+    share: Float[np.ndarray, " bin"]
+    n: int
+    """Features in it."""
+
+
+def histogram(
+    score: Float[np.ndarray, " feature"],
+    weight: Float[np.ndarray, " feature"],
+    keep: Bool[np.ndarray, " feature"],
+    n_bins: int,
+) -> Histogram:
+    """Share of the weight per bin of the score, over features that are kept and have a score."""
+    kept = keep & np.isfinite(score)
+    counts, edges = np.histogram(score[kept], bins=n_bins, range=(0.0, 1.0), weights=weight[kept])
+    total = counts.sum()
+    return Histogram(edges, counts / total if total > 0 else counts.astype(np.float64), int(kept.sum()))
+
+
+class EnergyShares(NamedTuple):
+    """How the energy of all features divides by their modality score (arXiv 2602.06218)."""
+
+    image: float
+    text: float
+    shared: float
+    spread: float
+    """Energy-weighted root mean square distance of the score from 0.5: 0 when all is shared, 0.5 when nothing is."""
+
+
+def share_energy(
+    score: Float[np.ndarray, " feature"], energy: Float[np.ndarray, " feature"], text_below: float, image_above: float
+) -> EnergyShares:
+    """Energy shares of features above `image_above`, below `text_below` and between, and the spread around 0.5.
+
+    `energy` is the mean of the two modalities' E[z^2].
+    """
+    alive = np.isfinite(score)
+    mu, e = score[alive], energy[alive]
+    total = e.sum()
+    if total == 0:
+        return EnergyShares(np.nan, np.nan, np.nan, np.nan)
+    is_image, is_text = mu > image_above, mu < text_below
+    shared = e[~is_image & ~is_text].sum() / total
+    spread = np.sqrt((e * (mu - 0.5) ** 2).sum() / total)
+    return EnergyShares(float(e[is_image].sum() / total), float(e[is_text].sum() / total), float(shared), float(spread))
+
+
+def count_rare(n_fires: Int[np.ndarray, " feature"], at_least: int) -> int:
+    """Alive features that fire fewer than `at_least` times: a score near 0 or 1 may be chance there."""
+    return int(((n_fires > 0) & (n_fires < at_least)).sum())
