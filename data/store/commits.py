@@ -1,0 +1,72 @@
+"""Commit records: the only thing that decides which rows of an unfinished store exist."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from thresher.data.store.layout import commit_path
+from thresher.data.store.shard import StoredFile, write_file
+from thresher.errors import StoreError
+from thresher.runs import canonical_json
+
+
+class Cursor(NamedTuple):
+    """Where a harvest goes on."""
+
+    batch: int
+    """The first batch of which something is not stored."""
+    rows: int
+    """Rows of that batch that this space already has."""
+    items: Mapping[str, int]
+    """Modality -> number of items of all batches before that batch."""
+
+
+START = Cursor(0, 0, {"image": 0, "text": 0})
+
+
+class Commit(NamedTuple):
+    """One block of one row space, or one part of the tables."""
+
+    block: int
+    rows: int
+    """Rows of this block; for the tables, items of both modalities."""
+    rows_end: int
+    """Rows of this and all blocks before it."""
+    files: Mapping[str, StoredFile]
+    """Path relative to the store -> what the file must be."""
+    cursor: Cursor
+    final: bool
+    """No block follows."""
+    idle: Sequence[str]
+    """Row spaces of which nothing was waiting to be stored: their cursor is this one too."""
+
+
+def write_commit(root: Path, space: str, commit: Commit) -> None:
+    """Make a block part of the store. Its files must be durable."""
+    record = commit._asdict() | {
+        "files": {path: stored._asdict() for path, stored in commit.files.items()},
+        "cursor": commit.cursor._asdict(),
+    }
+    write_file(root / commit_path(space, commit.block), [canonical_json(record)])
+
+
+def read_commits(root: Path, space: str) -> list[Commit]:
+    """The committed blocks of a space, from block 0 to the last without a gap. Raises StoreError for a damaged record."""
+    return list(_read(root, space))
+
+
+def _read(root: Path, space: str) -> Iterator[Commit]:
+    block = 0
+    while (path := root / commit_path(space, block)).exists():
+        yield _parse(path)
+        block += 1
+
+
+def _parse(path: Path) -> Commit:
+    try:
+        record: dict[str, Any] = json.loads(path.read_bytes())
+        files = {name: StoredFile(**stored) for name, stored in record.pop("files").items()}
+        return Commit(files=files, cursor=Cursor(**record.pop("cursor")), **record)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise StoreError(f"{path}: not a commit record ({error}); the store is damaged: harvest it again") from error

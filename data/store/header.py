@@ -1,0 +1,105 @@
+"""`run.json`: what a store holds and how it is laid out, fixed before the first row is written."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from thresher.data.records import Concept
+from thresher.data.store.layout import FORMAT, RUN, VERSION, Layout
+from thresher.data.store.schema import HookPointSpec
+from thresher.errors import StoreError
+from thresher.files import write_atomic
+from thresher.runs import canonical_json
+
+
+class Header(NamedTuple):
+    """The content of `run.json`."""
+
+    identity: Mapping[str, Any]
+    """What was harvested, in plain values."""
+    hook_points: Sequence[HookPointSpec]
+    concepts: Sequence[Concept]
+    layout: Layout
+
+
+def write_header(root: Path, header: Header) -> None:
+    """Write `run.json`."""
+    document = {
+        "format": FORMAT,
+        "version": VERSION,
+        "identity": header.identity,
+        "hook_points": [spec._asdict() for spec in header.hook_points],
+        "concepts": [concept._asdict() for concept in header.concepts],
+        "layout": header.layout._asdict(),
+    }
+    write_atomic(root / RUN, [canonical_json(document)])
+
+
+def read_header(root: Path) -> Header:
+    """Read `run.json`. Raises StoreError: no store, damaged, or of another version of the format."""
+    path = root / RUN
+    try:
+        document: Any = json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise StoreError(
+            f"{root}: no activation store ({RUN} is missing); give the folder that a harvest has written"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{path}: cannot be read ({error}); the store is damaged: harvest it again") from error
+    check_version(path, document)
+    try:
+        return Header(
+            identity=document["identity"],
+            hook_points=tuple(HookPointSpec(**spec) for spec in document["hook_points"]),
+            concepts=tuple(Concept(**concept) for concept in document["concepts"]),
+            layout=Layout(**document["layout"]),
+        )
+    except (KeyError, TypeError) as error:
+        raise StoreError(f"{path}: damaged ({error!r}); harvest the store again") from error
+
+
+def check_version(path: Path, document: Any) -> None:
+    """Raise StoreError unless a document is of the format and version that this code reads."""
+    found = document.get("format") if isinstance(document, dict) else None
+    if found != FORMAT:
+        raise StoreError(f"{path}: format {found!r}, expected {FORMAT!r}; this is no activation store of thresher")
+    if document.get("version") != VERSION:
+        raise StoreError(
+            f"{path}: store format version {document.get('version')}, this thresher reads version {VERSION}; "
+            "use the thresher that wrote it, or harvest the store again"
+        )
+
+
+def check_same(root: Path, stored: Header, asked: Header) -> None:
+    """Raise StoreError that lists what differs, unless a harvest asks for just what the unfinished store holds."""
+    differences = [
+        *_differences("", plain(stored.identity), plain(asked.identity)),
+        *_differences("hook_points", plain(stored.hook_points), plain(asked.hook_points)),
+        *_differences("concepts", plain(stored.concepts), plain(asked.concepts)),
+    ]
+    if differences:
+        raise StoreError(
+            f"{root}: holds an unfinished harvest of something else; rerun that harvest to finish it, or choose another `out`\n"
+            + "\n".join(f"  {line}" for line in differences[:20])
+        )
+
+
+def plain(value: Any) -> Any:
+    """A value as it comes back from JSON."""
+    return json.loads(canonical_json(value))
+
+
+def _differences(where: str, stored: Any, asked: Any) -> list[str]:
+    if isinstance(stored, dict) and isinstance(asked, dict):
+        prefix = f"{where}." if where else ""
+        keys = sorted({*stored, *asked})
+        return [line for key in keys for line in _differences(f"{prefix}{key}", stored.get(key), asked.get(key))]
+    if stored == asked:
+        return []
+    return [f"{where}: stored {_short(stored)}, asked for {_short(asked)}"]
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."

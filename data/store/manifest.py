@@ -1,0 +1,103 @@
+"""The manifest: written last; a store is complete when it is there."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import crc32c
+import pyarrow.parquet as pq
+
+from thresher.data.store import moments
+from thresher.data.store.commits import Commit
+from thresher.data.store.header import Header, check_version
+from thresher.data.store.layout import FORMAT, MANIFEST, MOMENTS, RUN, VERSION
+from thresher.data.store.recovery import Committed, list_files, read_committed
+from thresher.data.store.shard import StoredFile, write_file
+from thresher.errors import StoreError
+from thresher.runs import canonical_json
+
+
+class Manifest(NamedTuple):
+    """The content of `manifest.json`."""
+
+    files: Mapping[str, StoredFile]
+    """Every file of the store but the manifest and the lock, by its path relative to the store."""
+    rows: Mapping[str, int]
+    """Hook point -> rows."""
+    items: Mapping[str, int]
+    """Modality -> items."""
+    pairs: int
+    sha256: str
+    """Of the manifest without this field: the identity of everything in the store."""
+
+
+def write_manifest(root: Path, header: Header) -> None:
+    """Write the moments, then the manifest, of a store whose last blocks are committed."""
+    committed = read_committed(root, header.layout)
+    states = combine_moments(root, header, committed)
+    write_file(root / MOMENTS, [moments.dump_states(states)])
+    files = dict(committed.files())
+    for path in [RUN, MOMENTS, *list_files(root)]:
+        if path not in files:
+            files[path] = _measure(root / path)
+    document = {
+        "format": FORMAT,
+        "version": VERSION,
+        "files": {path: stored._asdict() for path, stored in files.items()},
+        "rows": count_rows(header, committed),
+        "items": dict(committed.tables[-1].cursor.items),
+        "pairs": sum(pq.read_metadata(root / path).num_rows for path in files if path.startswith("pairs/")),
+    }
+    write_file(root / MANIFEST, [canonical_json(document | {"sha256": _digest(document)})])
+
+
+def read_manifest(root: Path) -> Manifest | None:
+    """The manifest, None when there is none. Raises StoreError: damaged, or of another version of the format."""
+    path = root / MANIFEST
+    try:
+        document: dict[str, Any] = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{path}: cannot be read ({error}); the store is damaged: harvest it again") from error
+    check_version(path, document)
+    found, stored = _digest({key: value for key, value in document.items() if key != "sha256"}), document.get("sha256")
+    if found != stored:
+        raise StoreError(f"{path}: its content has digest {found}, expected {stored}; the store is damaged: harvest it again")
+    files = {name: StoredFile(**stored) for name, stored in document["files"].items()}
+    return Manifest(files, document["rows"], document["items"], document["pairs"], document["sha256"])
+
+
+def count_rows(header: Header, committed: Committed) -> dict[str, int]:
+    """Hook point -> committed rows."""
+    ends = {space: commits[-1].rows_end if commits else 0 for space, commits in committed.spaces.items()}
+    return {spec.name: ends[spec.space] for spec in header.hook_points}
+
+
+def combine_moments(root: Path, header: Header, committed: Committed) -> dict[str, moments.State]:
+    """Hook point -> moments of all committed rows, from those of the blocks in their order."""
+    total = {spec.name: moments.empty_state(spec.width) for spec in header.hook_points}
+    for space, commits in committed.spaces.items():
+        widths = {spec.name: spec.width for spec in header.hook_points if spec.space == space}
+        for block in _block_moments(root, commits, widths):
+            for name, state in block.items():
+                total[name] = moments.add_state(total[name], state)
+    return total
+
+
+def _block_moments(root: Path, commits: Sequence[Commit], widths: Mapping[str, int]) -> Iterator[dict[str, moments.State]]:
+    for commit in commits:
+        for path in commit.files:
+            if path.startswith("moments/"):
+                yield moments.load_states((root / path).read_bytes(), widths)
+
+
+def _measure(path: Path) -> StoredFile:
+    data = path.read_bytes()
+    return StoredFile(len(data), f"{crc32c.crc32c(data):08x}")
+
+
+def _digest(document: Mapping[str, Any]) -> str:
+    return hashlib.sha256(canonical_json(document)).hexdigest()

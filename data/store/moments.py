@@ -1,0 +1,123 @@
+"""Moments of the activations of a hook point, accumulated while they are written."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from jaxtyping import Float64
+from safetensors import numpy as safetensors
+
+QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
+"""Of the norms, that are reported."""
+BINS_PER_OCTAVE = 64
+"""Of the norm histogram; a quantile is off by at most 1/128 of itself."""
+MANTISSA_BITS = 17
+"""Of a float32 that a bin spans: 2**17 neighbouring floats share a bin, 64 bins lie between two powers of two."""
+FIRST_BIN = (127 - 24) * BINS_PER_OCTAVE
+"""Norms below 2**-24 fall into the first bin, norms from 2**40 on into the last."""
+N_BINS = (24 + 40) * BINS_PER_OCTAVE
+SLICE_ROWS = 256
+"""Rows treated at once, so that they stay in the processor's cache (1.4 times faster than a whole chunk of 4 MiB)."""
+
+State = dict[str, npt.NDArray[Any]]
+
+
+class Moments(NamedTuple):
+    """What is known about the activations of a hook point without reading them again."""
+
+    count: int
+    """Rows."""
+    mean: Float64[np.ndarray, "width"]
+    second_moment: Float64[np.ndarray, "width"]
+    """Mean of x**2 per dimension; the variance is second_moment - mean**2."""
+    mean_norm: float
+    """Mean of the Euclidean norm of a row."""
+    max_abs: float
+    """Largest |x|."""
+    norm_quantiles: Mapping[float, float]
+    """Quantile -> norm. From a histogram with 64 bins per octave: off by at most 0.8 %; 0 and 1 are exact."""
+
+
+def empty_state(width: int) -> State:
+    """The state of no rows."""
+    return {
+        "count": np.zeros((), np.int64),
+        "sum": np.zeros(width, np.float64),
+        "sum_of_squares": np.zeros(width, np.float64),
+        "sum_of_norms": np.zeros((), np.float64),
+        "max_abs": np.zeros((), np.float32),
+        "norm_range": np.array([np.inf, -np.inf], np.float32),
+        "norm_histogram": np.zeros(N_BINS, np.int64),
+    }
+
+
+def add_rows(state: State, rows: npt.NDArray[np.float32]) -> None:
+    """Add rows [row, width] in place. The sums run in float64, in the order of the rows, cut at multiples of 256."""
+    for start in range(0, len(rows), SLICE_ROWS):
+        part = rows[start : start + SLICE_ROWS]
+        squares = part * part
+        norms = np.sqrt(squares.sum(axis=1))
+        state["count"] += len(part)
+        state["sum"] += part.sum(axis=0, dtype=np.float64)
+        state["sum_of_squares"] += squares.sum(axis=0, dtype=np.float64)
+        state["sum_of_norms"] += norms.sum(dtype=np.float64)
+        state["max_abs"] = np.maximum(state["max_abs"], np.sqrt(squares.max()))
+        low, high = state["norm_range"]
+        state["norm_range"] = np.array([min(low, norms.min()), max(high, norms.max())], np.float32)
+        bins = (norms.view(np.uint32) >> MANTISSA_BITS).astype(np.int64) - FIRST_BIN
+        state["norm_histogram"] += np.bincount(np.clip(bins, 0, N_BINS - 1), minlength=N_BINS)
+
+
+def add_state(first: State, second: State) -> State:
+    """The state of the rows of two states, in this order."""
+    total = {name: first[name] + second[name] for name in ("count", "sum", "sum_of_squares", "sum_of_norms", "norm_histogram")}
+    low, high = np.stack([first["norm_range"], second["norm_range"]]).T
+    total["max_abs"] = np.maximum(first["max_abs"], second["max_abs"])
+    total["norm_range"] = np.array([low.min(), high.max()], np.float32)
+    return total
+
+
+def summarize(state: State) -> Moments:
+    """The moments of a state; zeros when it has no rows."""
+    count = int(state["count"])
+    n = max(count, 1)
+    return Moments(
+        count=count,
+        mean=state["sum"] / n,
+        second_moment=state["sum_of_squares"] / n,
+        mean_norm=float(state["sum_of_norms"]) / n,
+        max_abs=float(state["max_abs"]),
+        norm_quantiles={quantile: _norm_quantile(state, quantile) for quantile in QUANTILES},
+    )
+
+
+def dump_states(states: Mapping[str, State]) -> bytes:
+    """Hook point -> state as safetensors; tensors are called `<hook point>/<name>`."""
+    return safetensors.save(
+        {f"{hook}/{name}": np.atleast_1d(value) for hook, state in states.items() for name, value in state.items()}
+    )
+
+
+def load_states(data: bytes, widths: Mapping[str, int]) -> dict[str, State]:
+    """What `dump_states` wrote."""
+    tensors = safetensors.load(data)
+    empty = empty_state(1)
+    return {
+        hook: {name: tensors[f"{hook}/{name}"].reshape(() if empty[name].ndim == 0 else -1) for name in empty}
+        for hook in widths
+    }
+
+
+def _norm_quantile(state: State, quantile: float) -> float:
+    count = int(state["count"])
+    if count == 0:
+        return 0.0
+    low, high = (float(value) for value in state["norm_range"])
+    if quantile in (0.0, 1.0):
+        return high if quantile else low
+    cumulative = np.cumsum(state["norm_histogram"])
+    index = int(np.searchsorted(cumulative, quantile * count))
+    edges = np.array([index, index + 1], np.uint32) + np.uint32(FIRST_BIN)
+    middle = float((edges << np.uint32(MANTISSA_BITS)).view(np.float32).mean())
+    return min(max(middle, low), high)

@@ -1,0 +1,203 @@
+"""Reading a store."""
+
+import functools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+from jaxtyping import Float, Int32, Int64
+from torch import Tensor
+
+from thresher.data.records import Concept, Modality
+from thresher.data.store.header import Header, read_header
+from thresher.data.store.layout import MOMENTS, activations_path, has_token_ids, rows_path
+from thresher.data.store.manifest import Manifest, combine_moments, read_manifest
+from thresher.data.store.moments import Moments, State, load_states, summarize
+from thresher.data.store.recovery import Committed, read_committed
+from thresher.data.store.schema import TORCH_DTYPE, HookPointInfo
+from thresher.data.store.sharded import ArrayReader, open_array
+from thresher.data.store.tables import read_table
+from thresher.errors import StoreError
+from thresher.runs import fingerprint
+
+MERGE_BYTES = 64 << 10
+"""`read_rows` reads through gaps up to this size: shorter than what another system call costs."""
+
+
+class Store:
+    """An activation store, open for reading. Safe to use from several threads."""
+
+    path: Path
+    fingerprint: str
+    """SHA-256 (hex) that changes whenever anything in the store would."""
+    identity: Mapping[str, Any]
+    """What was harvested."""
+    concepts: tuple[Concept, ...]
+    hook_points: Mapping[str, HookPointInfo]
+    is_complete: bool
+    """False for the committed prefix of an unfinished store."""
+
+    def __init__(self, path: Path, header: Header, committed: Committed, manifest: Manifest | None) -> None:
+        self.path = path
+        self.is_complete = manifest is not None
+        self.fingerprint = manifest.sha256 if manifest else fingerprint(committed.files())
+        self.identity = header.identity
+        self.concepts = tuple(header.concepts)
+        self._header = header
+        self._committed = committed
+        self._array = functools.lru_cache(maxsize=None)(self._open_array)
+        rows = {space: self._count_rows(space) for space in committed.spaces}
+        self.hook_points = {spec.name: HookPointInfo(*spec, rows=rows[spec.space]) for spec in header.hook_points}
+
+    def rows(self, hook_point: str) -> int:
+        """Number of activations of a hook point."""
+        return self._info(hook_point).rows
+
+    def item_of(self, hook_point: str) -> Int64[np.ndarray, "row"]:
+        """For each row the index of its item in `items(modality)`."""
+        return self.read_items_of(hook_point, 0, self.rows(hook_point))
+
+    def read_items_of(self, hook_point: str, start: int, stop: int) -> Int64[np.ndarray, "row"]:
+        """For rows `start` to `stop` (exclusive) the index of their item in `items(modality)`."""
+        info = self._info(hook_point)
+        return self._read(f"{rows_path(info.space)}/item", info, start, stop)
+
+    def position_of(self, hook_point: str) -> Int32[np.ndarray, "row"]:
+        """For each row its token or patch position in the item; -1 where a row stands for the whole item."""
+        info = self._info(hook_point)
+        return self._read(f"{rows_path(info.space)}/position", info, 0, info.rows)
+
+    def token_id_of(self, hook_point: str) -> Int32[np.ndarray, "row"]:
+        """For each row the id of its token. Raises StoreError for a hook point whose rows are no text tokens."""
+        info = self._info(hook_point)
+        if not has_token_ids(info.space):
+            raise StoreError(
+                f"{self.path}: {hook_point}: rows of {info.space} have no token ids, only those of text tokens have"
+            )
+        return self._read(f"{rows_path(info.space)}/token_id", info, 0, info.rows)
+
+    def read(self, hook_point: str, start: int, stop: int) -> Float[Tensor, "row width"]:
+        """Rows `start` to `stop` (exclusive) in the store's dtype."""
+        info = self._info(hook_point)
+        out = torch.empty((max(0, stop - start), info.width), dtype=TORCH_DTYPE[info.dtype])
+        self.read_into(hook_point, start, out)
+        return out
+
+    def read_into(self, hook_point: str, start: int, out: Float[Tensor, "row width"]) -> None:
+        """Fill a contiguous CPU tensor of the store's dtype with the rows from `start` on; copies nothing else."""
+        info = self._info(hook_point)
+        if not 0 <= start <= start + len(out) <= info.rows:
+            raise StoreError(f"{self.path}: {hook_point}: rows {start} to {start + len(out)} asked for, it has {info.rows}")
+        if len(out):
+            self._array(activations_path(hook_point)).read_into(start, _memory(out))
+
+    def read_rows(self, hook_point: str, rows: npt.NDArray[np.int64]) -> Float[Tensor, "row width"]:
+        """Any rows in any order, repeats allowed, in the store's dtype. Reads in the order of the file, near rows together."""
+        info = self._info(hook_point)
+        if len(rows) and not (0 <= rows.min() and rows.max() < info.rows):
+            raise StoreError(f"{self.path}: {hook_point}: rows {rows.min()} to {rows.max()} asked for, it has {info.rows}")
+        wanted, where = np.unique(rows, return_inverse=True)
+        found = torch.empty((len(wanted), info.width), dtype=TORCH_DTYPE[info.dtype])
+        gap = max(1, MERGE_BYTES // (info.width * found.element_size()))
+        cuts = np.flatnonzero(np.diff(wanted) > gap) + 1
+        chunk_rows = self._array(activations_path(hook_point)).chunk_rows
+        cuts = np.union1d(cuts, np.flatnonzero(np.diff(wanted // chunk_rows)) + 1)
+        for group in np.split(np.arange(len(wanted)), cuts):
+            if len(group):
+                first, last = int(wanted[group[0]]), int(wanted[group[-1]])
+                span = self.read(hook_point, first, last + 1)
+                found[int(group[0]) : int(group[-1]) + 1] = span[torch.from_numpy(wanted[group] - first)]
+        return found[torch.from_numpy(where.reshape(-1))]
+
+    def items(self, modality: Modality, columns: Sequence[str] | None = None) -> pa.Table:
+        """The items of a modality: key, record, status, text (texts) or thumbnail (images), concepts; or some `columns` of it."""
+        return self._table(f"items/{modality}", columns)
+
+    def pairs(self) -> Int64[np.ndarray, "pair 2"]:
+        """(image item, text item) of every pair."""
+        table = self._table("pairs", None)
+        return np.stack([table["image"].to_numpy(), table["text"].to_numpy()], axis=1)
+
+    def moments(self, hook_point: str) -> Moments:
+        """Mean, second moment, norms of a hook point, computed while it was written."""
+        self._info(hook_point)
+        return summarize(self._moments[hook_point])
+
+    @functools.cached_property
+    def _moments(self) -> Mapping[str, State]:
+        if not self.is_complete:
+            return combine_moments(self.path, self._header, self._committed)
+        widths = {spec.name: spec.width for spec in self._header.hook_points}
+        return load_states((self.path / MOMENTS).read_bytes(), widths)
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of its shards, tables and moments."""
+        return sum(stored.bytes for stored in self._committed.files().values())
+
+    def _info(self, hook_point: str) -> HookPointInfo:
+        if hook_point not in self.hook_points:
+            raise StoreError(f"{self.path}: no hook point {hook_point!r}; the store has {', '.join(self.hook_points)}")
+        return self.hook_points[hook_point]
+
+    def _open_array(self, path: str) -> ArrayReader:
+        return open_array(self.path / path)
+
+    def _read(self, path: str, info: HookPointInfo, start: int, stop: int) -> npt.NDArray[Any]:
+        if not 0 <= start <= stop <= info.rows:
+            raise StoreError(f"{self.path}: {info.name}: rows {start} to {stop} asked for, it has {info.rows}")
+        array = self._array(path)
+        out = np.empty(stop - start, array.dtype)
+        if len(out):
+            array.read_into(start, out)
+        return out
+
+    def _count_rows(self, space: str) -> int:
+        """Committed rows; of an unfinished store only those whose items are committed as well."""
+        commits = self._committed.spaces[space]
+        rows = commits[-1].rows_end if commits else 0
+        if self.is_complete or not rows:
+            return rows
+        modality = next(spec.modality for spec in self._header.hook_points if spec.space == space)
+        tables = self._committed.tables
+        n_items = tables[-1].cursor.items[modality] if tables else 0
+        items = np.empty(rows, np.int64)
+        self._array(f"{rows_path(space)}/item").read_into(0, items)
+        beyond = np.flatnonzero(items >= n_items)
+        return int(beyond[0]) if len(beyond) else rows
+
+    def _table(self, name: str, columns: Sequence[str] | None) -> pa.Table:
+        paths = [path for part in self._committed.tables for path in part.files]
+        try:
+            return read_table(self.path, name, paths, columns)
+        except (OSError, pa.ArrowException) as error:
+            raise StoreError(f"{self.path}: {name}: cannot be read ({error}); run `thresher store verify` on it") from error
+
+
+def open_store(path: Path, *, incomplete: Literal["refuse", "prefix"] = "refuse") -> Store:
+    """Open a store for reading.
+
+    An unfinished store is refused, or with `incomplete="prefix"` opened as far as it is committed. Raises StoreError: no
+    store, unfinished, damaged, or of another version of the format.
+    """
+    header = read_header(path)
+    manifest = read_manifest(path)
+    committed = read_committed(path, header.layout)
+    if manifest is None and incomplete == "refuse":
+        raise StoreError(f"{path}: {describe_unfinished(committed)}; rerun the same harvest command to resume")
+    return Store(path, header, committed, manifest)
+
+
+def describe_unfinished(committed: Committed) -> str:
+    """How far an unfinished store is committed."""
+    blocks = ", ".join(f"{len(commits)} shards of {space}" for space, commits in committed.spaces.items())
+    return f"unfinished: the first {committed.start().batch} batches ({blocks}) are stored, the rest is missing"
+
+
+def _memory(tensor: Tensor) -> npt.NDArray[Any]:
+    """The memory of a contiguous CPU tensor, bfloat16 as its bits."""
+    return tensor.view(torch.int16).numpy().view(np.uint16) if tensor.dtype == torch.bfloat16 else tensor.numpy()

@@ -1,0 +1,179 @@
+"""Reading one sharded zarr array at the speed of the disk: parse its index once, then `preadv` into the caller's memory."""
+
+import functools
+import json
+import os
+import struct
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import crc32c
+import numpy as np
+import numpy.typing as npt
+import zarr
+
+from thresher.data.store.shard import MISSING, STORAGE
+from thresher.errors import StoreError
+
+OPEN_SHARDS = 256
+"""File descriptors that an array keeps open."""
+
+
+class ArrayReader(Protocol):
+    """Reads rows of an array whose first axis is `row`."""
+
+    dtype: "np.dtype[Any]"
+    """numpy type of the bytes; bfloat16 is read as uint16."""
+    shape: tuple[int, ...]
+    chunk_rows: int
+    """Rows that lie together on disk."""
+
+    def read_into(self, start: int, out: npt.NDArray[Any]) -> None:
+        """Fill `out` [row, ...] with the rows from `start` on."""
+        ...
+
+
+class _Shape(NamedTuple):
+    """The part of `zarr.json` that the fast reader needs."""
+
+    dtype: "np.dtype[Any]"
+    shape: tuple[int, ...]
+    shard_rows: int
+    chunk_rows: int
+    separator: str
+
+
+class Shard:
+    """An open shard file: where each of its chunks begins."""
+
+    def __init__(self, path: Path, n_chunks: int, chunk_bytes: int) -> None:
+        try:
+            self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise StoreError(f"{path}: cannot be read ({error.strerror}); run `thresher store verify` on the store") from error
+        weakref.finalize(self, os.close, self.descriptor)
+        size = os.fstat(self.descriptor).st_size
+        index_bytes = 16 * n_chunks + 4
+        footer = os.pread(self.descriptor, index_bytes, max(0, size - index_bytes))
+        if len(footer) < index_bytes or struct.unpack("<I", footer[-4:])[0] != crc32c.crc32c(footer[:-4]):
+            raise StoreError(f"{path}: the index at its end is damaged; run `thresher store verify` on the store")
+        index = np.frombuffer(footer[:-4], "<u8").reshape(n_chunks, 2)
+        wrong = (index[:, 0] != MISSING) & ((index[:, 1] != chunk_bytes) | (index[:, 0] + index[:, 1] > size))
+        if wrong.any():
+            raise StoreError(f"{path}: chunk {int(wrong.argmax())} is not of {chunk_bytes} bytes; run `thresher store verify`")
+        self.offsets: list[int] = [-1 if offset == MISSING else int(offset) for offset in index[:, 0]]
+
+
+class ShardedArray:
+    """Fast reader of arrays with whole-row chunks and no compression. Safe to use from several threads."""
+
+    def __init__(self, path: Path, shape: _Shape) -> None:
+        self.dtype = shape.dtype
+        self.shape = shape.shape
+        self.chunk_rows = shape.chunk_rows
+        self._path = path
+        self._shape = shape
+        self._row_bytes = shape.dtype.itemsize * int(np.prod(shape.shape[1:], dtype=np.int64))
+        self._shard = functools.lru_cache(OPEN_SHARDS)(self._open_shard)
+
+    def read_into(self, start: int, out: npt.NDArray[Any]) -> None:
+        """Fill `out` [row, ...], contiguous, with the rows from `start` on. Raises StoreError for a damaged shard."""
+        memory = memoryview(out.view(np.uint8).reshape(-1))
+        done = 0
+        for shard, offset, n_bytes in self._spans(start, start + len(out)):
+            target = memory[done : done + n_bytes]
+            done += n_bytes
+            if offset < 0:
+                target[:] = bytes(n_bytes)
+                continue
+            while target:
+                n_read = os.preadv(shard.descriptor, [target], offset)
+                if n_read == 0:
+                    raise StoreError(f"{self._path}: a shard ends too early; run `thresher store verify` on the store")
+                target, offset = target[n_read:], offset + n_read
+
+    def _spans(self, start: int, stop: int) -> Iterator[tuple[Shard, int, int]]:
+        """(shard, offset, bytes) of rows, in order, neighbours put together; offset -1 for a chunk that is not there."""
+        pending: tuple[Shard, int, int] | None = None
+        while start < stop:
+            block, row = divmod(start, self._shape.shard_rows)
+            chunk, row = divmod(row, self.chunk_rows)
+            n_rows = min(stop - start, self.chunk_rows - row)
+            start += n_rows
+            shard = self._shard(block)
+            offset = shard.offsets[chunk]
+            offset = offset + row * self._row_bytes if offset >= 0 else -1
+            n_bytes = n_rows * self._row_bytes
+            if pending and pending[0] is shard and min(offset, pending[1]) >= 0 and offset == pending[1] + pending[2]:
+                pending = (shard, pending[1], pending[2] + n_bytes)
+                continue
+            if pending:
+                yield pending
+            pending = (shard, offset, n_bytes)
+        if pending:
+            yield pending
+
+    def _open_shard(self, block: int) -> Shard:
+        shape = self._shape
+        key = shape.separator.join(["c", str(block), *("0" for _ in shape.shape[1:])])
+        return Shard(self._path / key, shape.shard_rows // shape.chunk_rows, shape.chunk_rows * self._row_bytes)
+
+
+class ZarrArray:
+    """Reader of every other layout, through zarr-python: slower, but it reads whatever zarr-python reads."""
+
+    def __init__(self, path: Path) -> None:
+        array = zarr.open_array(path, mode="r")
+        native = np.dtype(array.dtype)
+        self.dtype = np.dtype("<u2") if native.name == "bfloat16" else native.newbyteorder("<")
+        self.shape = tuple(array.shape)
+        self.chunk_rows = int(array.chunks[0])
+        self._array = array
+
+    def read_into(self, start: int, out: npt.NDArray[Any]) -> None:
+        """Fill `out` [row, ...] with the rows from `start` on."""
+        values = np.asarray(self._array[start : start + len(out)])
+        out[...] = values.view(np.uint16) if values.dtype.name == "bfloat16" else values
+
+
+def open_array(path: Path) -> ArrayReader:
+    """The fastest reader for an array. Raises StoreError when there is none at `path`, or zarr-python cannot read it."""
+    try:
+        document: Any = json.loads((path / "zarr.json").read_bytes())
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{path / 'zarr.json'}: cannot be read ({error}); run `thresher store verify` on the store") from error
+    shape = _fast_shape(document)
+    if shape is not None:
+        return ShardedArray(path, shape)
+    try:
+        return ZarrArray(path)
+    except (ValueError, KeyError, TypeError) as error:
+        raise StoreError(f"{path}: zarr-python cannot read this array ({error}); run `thresher store verify`") from error
+
+
+def _fast_shape(document: Any) -> _Shape | None:
+    """What the fast reader needs to know, or None when the array has another layout."""
+    little = {"name": "bytes", "configuration": {"endian": "little"}}
+    try:
+        (sharding,) = document["codecs"]
+        inner, grid = sharding["configuration"], document["chunk_grid"]["configuration"]["chunk_shape"]
+        shape, chunk = tuple(document["shape"]), inner["chunk_shape"]
+        is_fast = (
+            sharding["name"] == "sharding_indexed"
+            and document["chunk_grid"]["name"] == "regular"
+            and document["chunk_key_encoding"]["name"] == "default"
+            and inner["codecs"] == [little]
+            and inner["index_codecs"] == [little, {"name": "crc32c"}]
+            and inner.get("index_location", "end") == "end"
+            and list(shape[1:]) == grid[1:] == chunk[1:]
+            and document["fill_value"] == 0
+            and not document.get("storage_transformers")
+        )
+        if not is_fast:
+            return None
+        separator = document["chunk_key_encoding"].get("configuration", {}).get("separator", "/")
+        return _Shape(np.dtype(STORAGE[document["data_type"]]), shape, grid[0], chunk[0], separator)
+    except (KeyError, TypeError, ValueError):
+        return None

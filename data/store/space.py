@@ -1,0 +1,166 @@
+"""Writes the rows of one row space: a shard of every array makes a block, a commit record makes it part of the store."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from thresher.data.store import moments
+from thresher.data.store.commits import START, Commit, Cursor, write_commit
+from thresher.data.store.layout import ArraySpec, moments_path
+from thresher.data.store.schema import Rows
+from thresher.data.store.shard import STORAGE, AtomicFile, StoredFile, shard_index, write_file
+from thresher.data.store.zarr_json import array_document
+from thresher.files import write_atomic
+
+
+class Column:
+    """One array of a row space: fills a chunk, and writes it to the shard when it is full."""
+
+    def __init__(self, root: Path, spec: ArraySpec) -> None:
+        self.spec = spec
+        self._root = root
+        shape = (spec.chunk_rows,) if spec.width is None else (spec.chunk_rows, spec.width)
+        self._chunk = np.zeros(shape, STORAGE[spec.data_type])
+        self._filled = 0
+        self._n_chunks = 0
+        self._shard: AtomicFile | None = None
+        self.moments = moments.empty_state(spec.width or 1)
+
+    def append(self, values: npt.NDArray[Any], block: int) -> None:
+        """Add rows to shard `block`, at most as many as it has room for."""
+        while len(values):
+            taken = min(len(values), len(self._chunk) - self._filled)
+            self._chunk[self._filled : self._filled + taken] = values[:taken]
+            self._filled += taken
+            values = values[taken:]
+            if self._filled == len(self._chunk):
+                self._flush(block)
+
+    def finish_shard(self, block: int) -> StoredFile:
+        """Make shard `block` durable, its last chunk filled up with zeros."""
+        if self._filled:
+            self._flush(block)
+        assert self._shard is not None, "a block has at least one row"
+        self._shard.append(shard_index(self._n_chunks, self.spec.shard_rows // self.spec.chunk_rows, self._chunk.nbytes))
+        stored = self._shard.commit()
+        self._shard, self._n_chunks = None, 0
+        return stored
+
+    def discard(self) -> None:
+        """Forget the shard that is not finished."""
+        if self._shard is not None:
+            self._shard.discard()
+
+    def _flush(self, block: int) -> None:
+        if self._shard is None:
+            self._shard = AtomicFile(self._root / self.spec.shard_path(block))
+        if self.spec.hook_point is not None:
+            moments.add_rows(self.moments, as_float32(self._chunk[: self._filled]))
+        self._chunk[self._filled :] = 0
+        self._shard.append(memoryview(self._chunk))
+        self._filled = 0
+        self._n_chunks += 1
+
+
+class SpaceWriter:
+    """Appends batches to the arrays of one row space, from where its committed blocks end."""
+
+    def __init__(self, root: Path, space: str, arrays: Sequence[ArraySpec], commits: Sequence[Commit]) -> None:
+        self.space = space
+        self.cursor = commits[-1].cursor if commits else START
+        """What is stored for good."""
+        self.rows_stored = commits[-1].rows_end if commits else 0
+        self.is_final = bool(commits) and commits[-1].final
+        self._root = root
+        self._columns = [Column(root, spec) for spec in arrays]
+        self._shard_rows = arrays[0].shard_rows
+        self._block = len(commits)
+        self._filled = 0
+
+    @property
+    def is_idle(self) -> bool:
+        """Nothing waits to be stored."""
+        return self._filled == 0
+
+    def skip_to(self, cursor: Cursor) -> None:
+        """Take note that nothing of this space lies between its cursor and a later one."""
+        if (cursor.batch, cursor.rows) > (self.cursor.batch, self.cursor.rows):
+            self.cursor = cursor
+
+    def append(self, batch: int, rows: Rows, before: Mapping[str, int], after: Mapping[str, int], modality: str) -> None:
+        """Add the rows of a batch that are not stored yet; `before` and `after` it there are so many items."""
+        if batch < self.cursor.batch:
+            return
+        start = self.cursor.rows if batch == self.cursor.batch else 0
+        values = dict(self._values(rows, before[modality]))
+        n_rows = len(rows.item)
+        while start < n_rows:
+            stop = min(n_rows, start + self._shard_rows - self._filled)
+            for column in self._columns:
+                column.append(values[column.spec.path][start:stop], self._block)
+            self._filled += stop - start
+            start = stop
+            if self._filled == self._shard_rows:
+                is_done = start == n_rows
+                self._commit(Cursor(batch + 1, 0, after) if is_done else Cursor(batch, start, before), final=False)
+
+    def finish(self, cursor: Cursor) -> None:
+        """Store what is left and say that nothing follows."""
+        if not self.is_final:
+            self._commit(cursor, final=True)
+
+    def discard(self) -> None:
+        """Forget what is not committed."""
+        for column in self._columns:
+            column.discard()
+
+    def write_documents(self) -> None:
+        """Let each `zarr.json` tell the committed rows, where it does not."""
+        for column in self._columns:
+            path = self._root / column.spec.path / "zarr.json"
+            document = array_document(column.spec, self.rows_stored)
+            if not path.exists() or path.read_bytes() != document:
+                write_atomic(path, [document])
+
+    def _values(self, rows: Rows, first_item: int) -> Iterator[tuple[str, npt.NDArray[Any]]]:
+        describing = {"item": rows.item + first_item, "position": rows.position, "token_id": rows.token_id}
+        for column in self._columns:
+            hook_point = column.spec.hook_point
+            tensor = describing[column.spec.path.rpartition("/")[2]] if hook_point is None else rows.activations[hook_point]
+            assert tensor is not None, "checked by StoreWriter.write"
+            yield column.spec.path, as_numpy(tensor)
+
+    def _commit(self, cursor: Cursor, *, final: bool) -> None:
+        files: dict[str, StoredFile] = {}
+        if self._filled:
+            for column in self._columns:
+                files[column.spec.shard_path(self._block)] = column.finish_shard(self._block)
+            states = {c.spec.hook_point: c.moments for c in self._columns if c.spec.hook_point is not None}
+            path = moments_path(self.space, self._block)
+            files[path] = write_file(self._root / path, [moments.dump_states(states)])
+        self.rows_stored += self._filled
+        write_commit(self._root, self.space, Commit(self._block, self._filled, self.rows_stored, files, cursor, final, idle=()))
+        for column in self._columns:
+            column.moments = moments.empty_state(column.spec.width or 1)
+        self.cursor, self.is_final = cursor, final
+        self._block, self._filled = self._block + 1, 0
+        self.write_documents()
+
+
+def as_numpy(values: Tensor) -> npt.NDArray[Any]:
+    """A CPU tensor in the numpy type that its bytes have on disk, without a copy."""
+    if values.dtype == torch.bfloat16:
+        return values.detach().view(torch.int16).numpy().view(np.uint16)
+    return values.detach().numpy()
+
+
+def as_float32(values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    """Stored activations as numbers; uint16 holds the bits of bfloat16."""
+    if values.dtype == np.uint16:
+        return np.left_shift(values, 16, dtype=np.uint32).view(np.float32)
+    return values.astype(np.float32, copy=False)

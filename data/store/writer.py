@@ -1,0 +1,157 @@
+"""Writing a store: batches go through a bounded queue to one thread that does all the disk work."""
+
+import queue
+import threading
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from thresher.data.records import Concept
+from thresher.data.store.checks import check_batch
+from thresher.data.store.header import Header, check_same, plain, read_header, write_header
+from thresher.data.store.layout import MANIFEST, RUN, ZARR, Layout, check_hook_points, plan_layout
+from thresher.data.store.lock import WriterLock
+from thresher.data.store.schema import Batch, HookPointSpec
+from thresher.data.store.sink import Sink
+from thresher.errors import StoreError
+
+QUEUED_BATCHES = 2
+"""Batches that wait for the disk before `write` blocks."""
+
+
+class StoreWriter:
+    """Creates a store, or goes on with an unfinished one of the same identity.
+
+    Use it as a context manager. Everything committed survives an exception, a kill and a full disk; what was not yet
+    committed comes again when the same batches are written again. Raises StoreError: the store is complete, is of another
+    identity or format version, or has another writer.
+    """
+
+    next_batch: int
+    """Index of the batch to go on with; `write` drops rows and items of it that are already stored."""
+    is_complete: bool
+    """True after `finish`."""
+
+    def __init__(
+        self,
+        path: Path,
+        identity: Mapping[str, Any],
+        hook_points: Sequence[HookPointSpec],
+        concepts: Sequence[Concept],
+        *,
+        items_per_shard: int | None = None,
+    ) -> None:
+        check_hook_points(path, hook_points)
+        if items_per_shard is not None and items_per_shard < 1:
+            raise StoreError(f"{path}: items_per_shard={items_per_shard}: give at least 1, or None for an automatic choice")
+        self._path = path
+        self._header = Header(plain(dict(identity)), tuple(hook_points), tuple(concepts), Layout({}, 0))
+        self._items_per_shard = items_per_shard
+        self._sink: Sink | None = None
+        self._error: BaseException | None = None
+        self.is_complete = False
+        with self._explain_errors():
+            path.mkdir(parents=True, exist_ok=True)
+            self._lock = WriterLock(path)
+        try:
+            self._resume()
+        except BaseException:
+            self._lock.release()
+            raise
+        self._next = self.next_batch = self._sink.start.batch if self._sink else 0
+        self._queue: queue.Queue[Batch | None] = queue.Queue(QUEUED_BATCHES)
+        self._thread = threading.Thread(target=self._work, name="store-writer", daemon=True)
+        self._thread.start()
+
+    def write(self, batch: Batch) -> None:
+        """Hand over the next batch; blocks while the disk is two batches behind.
+
+        Its tensors belong to the writer from now on: they must not be changed. Raises StoreError: not the next batch, not as
+        the hook points say, or whatever went wrong on the disk since the last call.
+        """
+        self._raise_error()
+        if batch.index != self._next:
+            raise StoreError(f"{self._path}: batch {batch.index}, expected batch {self._next}; write them in order")
+        check_batch(batch, self._header.hook_points)
+        if self._sink is None:
+            self._create(batch)
+        self._next += 1
+        self._queue.put(batch)
+
+    def finish(self) -> None:
+        """Wait for the disk, store what is left, the moments and the manifest: the store is complete and never changes again."""
+        self._raise_error()
+        self._stop()
+        self._raise_error()
+        if self._sink is None:
+            self._create(None)
+        assert self._sink is not None
+        with self._explain_errors():
+            self._sink.finish()
+        self.is_complete = True
+        self._lock.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        if error is not None and self._error is None:
+            self._error = error
+        self._stop()
+        if self._sink is not None and not self.is_complete:
+            self._sink.discard()
+        self._lock.release()
+
+    def _resume(self) -> None:
+        if not (self._path / RUN).exists():
+            if (self._path / ZARR).exists():
+                raise StoreError(f"{self._path}: holds {ZARR} but no {RUN}: not ours to continue; choose another `out`")
+            return
+        stored = read_header(self._path)
+        check_same(self._path, stored, self._header)
+        if (self._path / MANIFEST).exists():
+            raise StoreError(f"{self._path}: this store is complete; open it with open_store, or choose another `out`")
+        self._header = self._header._replace(layout=stored.layout)
+        with self._explain_errors():
+            self._sink = Sink(self._path, self._header)
+
+    def _create(self, first: Batch | None) -> None:
+        layout = plan_layout(self._header.hook_points, first, self._items_per_shard)
+        self._header = self._header._replace(layout=layout)
+        with self._explain_errors():
+            write_header(self._path, self._header)
+            self._sink = Sink(self._path, self._header)
+
+    def _work(self) -> None:
+        while (batch := self._queue.get()) is not None:
+            if self._error is not None:
+                continue
+            try:
+                assert self._sink is not None
+                self._sink.append(batch)
+            except BaseException as error:
+                self._error = error
+                self._sink.discard()
+
+    def _stop(self) -> None:
+        if self._thread.is_alive():
+            self._queue.put(None)
+            self._thread.join()
+
+    def _raise_error(self) -> None:
+        if self._error is not None:
+            with self._explain_errors():
+                raise self._error
+
+    @contextmanager
+    def _explain_errors(self) -> Generator[None, None, None]:
+        try:
+            yield
+        except OSError as error:
+            stored = self._sink.describe() if self._sink else "nothing is stored yet"
+            raise StoreError(
+                f"{self._path}: cannot write the store ({error.strerror}); {stored}; "
+                "mend that and rerun the same harvest command to resume"
+            ) from error
