@@ -1,0 +1,135 @@
+"""What every model family gives the harvest: named places to read, inputs in its own form, a forward pass."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float, Int
+from PIL import Image
+from torch import Tensor
+
+from thresher.data.records import Modality
+
+Level = Literal["tokens", "items"]
+"""Whether a hook point gives a row per token (or patch) or one per item."""
+
+Precision = Literal["float32", "bfloat16", "float16"]
+"""What a model's weights are held in and what it computes in."""
+
+Function = Callable[[Float[Tensor, "*position d"]], Float[Tensor, "*position d"]]
+"""Maps the activations of a hook point to what the model shall go on with."""
+
+
+class HookPoint(NamedTuple):
+    """A named place in a model, as found by running it once."""
+
+    name: str
+    """`vision.<i>`, `text.<i>`, `vision.pooled`, `text.embed`, ... or `module:<path>`."""
+    modality: Modality
+    """Whose tower it is in."""
+    level: Level
+    """A row per token or one per item."""
+    width: int
+    """Length of one activation."""
+    is_overwritten: bool
+    """The model changes the tensor in place later in its forward pass, so that a capture has to copy it."""
+
+    @property
+    def space(self) -> str:
+        """Row space in the store, for instance `image.tokens`."""
+        return f"{self.modality}.{self.level}"
+
+
+class Layout(NamedTuple):
+    """Which positions of a batch hold what; all tensors on the CPU."""
+
+    valid: Bool[Tensor, "item position"]
+    """False on padding."""
+    special: Bool[Tensor, "item position"]
+    """CLS and register tokens of images; BOS, EOS and the like of texts."""
+    summary: Int[Tensor, " item"] | None
+    """The position that stands for the item by the model's own rule (CLS, EOT); None when the tower has none."""
+    token_id: Int[Tensor, "item position"] | None
+    """Vocabulary indices of texts; None for images."""
+    is_truncated: tuple[bool, ...]
+    """Per item: it was longer than the context."""
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """A batch of items of one modality in the form its tower takes."""
+
+    modality: Modality
+    tensors: Mapping[str, Tensor]
+    """Arguments of the tower by name."""
+    layout: Layout
+
+    def send(self, device: torch.device) -> "Inputs":
+        """The same inputs on a device; the copy to a GPU does not wait when the tensors are pinned."""
+        return Inputs(self.modality, {k: v.to(device, non_blocking=True) for k, v in self.tensors.items()}, self.layout)
+
+    def pin(self) -> "Inputs":
+        """The same inputs in page-locked memory, from where a copy to the GPU is asynchronous."""
+        return Inputs(self.modality, {name: tensor.pin_memory() for name, tensor in self.tensors.items()}, self.layout)
+
+
+@runtime_checkable
+class Adapter(Protocol):
+    """One model of one family. `AdapterSuite` in `thresher.testing` holds an implementation to these words."""
+
+    @property
+    def modalities(self) -> tuple[Modality, ...]:
+        """What it has towers for."""
+        ...
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """Plain values that name the model: kind, id, revision if known, digest of the weights, preprocessing."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        ...
+
+    @property
+    def hook_points(self) -> tuple[str, ...]:
+        """Names of its hook points; beside them `module:<path>` names any module."""
+        ...
+
+    def resolve(self, patterns: Sequence[str], modalities: Sequence[Modality]) -> tuple[HookPoint, ...]:
+        """The hook points that names and globs stand for, each once, in the order given.
+
+        Globs speak of the towers of `modalities` only; a name outside of them is an error. Runs each tower concerned
+        once. Raises ModelError: unknown name (with the nearest ones), a place that the forward pass does not reach or
+        reaches more than once, an output that is no tensor of [item, d] or [item, position, d].
+        """
+        ...
+
+    def prepare_images(self, images: Sequence[Image.Image]) -> Inputs:
+        """Images through the model's own preprocessing; safe to call from several threads."""
+        ...
+
+    def prepare_texts(self, texts: Sequence[str]) -> Inputs:
+        """Texts through the model's own tokenizer, padded on the right; safe to call from several threads."""
+        ...
+
+    def forward(self, inputs: Inputs) -> Float[Tensor, "item *position d"]:
+        """The tower's own output: joint embeddings of a two-tower model, logits of a language model."""
+        ...
+
+    def capture(self, inputs: Inputs, hook_points: Sequence[HookPoint]) -> dict[str, Float[Tensor, "item *position d"]]:
+        """Activations by name from one forward pass, detached, on the device, in the model's precision.
+
+        Leaves no hook behind, also on an error.
+        """
+        ...
+
+    def splice(self, hook_point: str, function: Function) -> AbstractContextManager[None]:
+        """While the block runs, the model goes on with `function(activations)` at `hook_point`.
+
+        `function` gets all positions, padding included. Captures at the same place see what it returned.
+        """
+        ...

@@ -1,0 +1,26 @@
+"""Identity of a model's weights, and the torch types of the words that configurations use."""
+
+import hashlib
+
+import torch
+from torch import nn
+
+from thresher.harvest.adapters.base import Precision
+
+
+def torch_dtype(precision: Precision) -> torch.dtype:
+    """The torch type of a precision's name."""
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[precision]
+
+
+def fingerprint_weights(model: nn.Module) -> str:
+    """SHA-256 (hex) of all parameters and persistent buffers: names, types, shapes and bytes, in the order of names.
+
+    Reads every weight once, about 1 GB/s; copies one tensor at a time when the model is on a GPU.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        digest.update(memoryview(flat.view(torch.uint8).numpy()))
+    return digest.hexdigest()

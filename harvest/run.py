@@ -1,0 +1,148 @@
+"""The harvest: a source through a model into a store, resumable at any point."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from thresher.data.records import Modality, Source
+from thresher.data.sources import open_source
+from thresher.data.store import Batch, HookPointSpec, StoreWriter, open_store
+from thresher.errors import ConfigError, SourceError, StoreError
+from thresher.harvest.adapters import Adapter, open_adapter
+from thresher.harvest.adapters.base import HookPoint
+from thresher.harvest.forward import Reader
+from thresher.harvest.prepare import Preparer, prepare_ahead
+from thresher.harvest.rows import select_tokens
+from thresher.harvest.settings import HarvestConfig
+from thresher.progress import log, progress
+
+VERSION = 1
+"""Part of a harvest's identity; raise it when the same settings would give other bytes."""
+
+__all__ = ["HarvestConfig", "run"]
+
+
+def run(config: HarvestConfig) -> Path:
+    """Harvest into `config.out` and return it; goes on where it was stopped, returns at once when it is finished.
+
+    Raises SourceError (missing, empty, unreadable), ModelError (cannot be loaded, unknown hook point, values that are not
+    finite), StoreError (another harvest's store, no space left). What is committed survives all of them.
+    """
+    source = open_source(config.source)
+    if len(source) == 0:
+        raise SourceError(f"source {config.source.kind}: no records; the source is empty")
+    adapter = open_adapter(config.model, find_device(config.device))
+    hook_points = _resolve(config, source, adapter)
+    modalities = [modality for modality in source.modalities if any(point.modality == modality for point in hook_points)]
+    prepare = Preparer(config, source, adapter, modalities)
+    identity = _identify(config, source, adapter, hook_points, prepare.n_records)
+    if _is_finished(config.out, identity):
+        log(f"harvest: {config.out} is complete")
+        return config.out
+    specs = [HookPointSpec(point.name, point.modality, point.space, point.width, config.dtype) for point in hook_points]
+    with StoreWriter(config.out, identity, specs, source.concepts) as writer:
+        _fill(writer, config, adapter, hook_points, prepare)
+    return config.out
+
+
+def find_device(name: str) -> torch.device:
+    """The torch device of a configuration's word. Raises ConfigError when this machine does not have it."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"device={name!r}: expected auto, cpu, cuda or cuda:<i>") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"device={name!r}: expected auto, cpu, cuda or cuda:<i>")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"device={name!r}: this machine has {torch.cuda.device_count()} CUDA devices; use auto or cpu")
+    return device
+
+
+def _resolve(config: HarvestConfig, source: Source, adapter: Adapter) -> tuple[HookPoint, ...]:
+    """The hook points, after checking that their towers have the positions asked for."""
+    modalities = [modality for modality in adapter.modalities if modality in source.modalities]
+    if not modalities:
+        raise ConfigError(
+            f"the source has {' and '.join(source.modalities)}, the model reads {' and '.join(adapter.modalities)}: "
+            "nothing in common"
+        )
+    hook_points = adapter.resolve(config.hook_points, modalities)
+    kinds = {(point.modality, point.level) for point in hook_points}
+    if ("image", "tokens") in kinds:
+        select_tokens(adapter.prepare_images([Image.new("RGB", (64, 64))]).layout, config.image_rows)
+    if ("text", "tokens") in kinds:
+        select_tokens(adapter.prepare_texts(["a"]).layout, config.text_rows)
+    return hook_points
+
+
+def _identify(
+    config: HarvestConfig, source: Source, adapter: Adapter, hook_points: Sequence[HookPoint], n_records: int
+) -> dict[str, Any]:
+    """Everything that decides the bytes of the store, but the device and the versions of libraries."""
+    return {
+        "harvest": VERSION,
+        "model": dict(adapter.identity),
+        "source": {"kind": config.source.kind, "fingerprint": source.fingerprint, "n_records": n_records},
+        "hook_points": [point.name for point in hook_points],
+        "rows": {"image": config.image_rows, "text": config.text_rows},
+        "dtype": config.dtype,
+        "autocast": config.autocast,
+        "batch_size": config.batch_size,
+        "order": "source" if config.order == "source" else f"shuffled by seed {config.seed}",
+        "thumbnail": config.thumbnail,
+        "on_nonfinite": config.on_nonfinite,
+    }
+
+
+def _is_finished(out: Path, identity: Mapping[str, Any]) -> bool:
+    """Whether the folder holds this very harvest, complete; what is wrong with anything else, the writer says."""
+    if not out.is_dir():
+        return False
+    try:
+        store = open_store(out, incomplete="prefix")
+    except StoreError:
+        return False
+    return store.is_complete and store.identity == identity
+
+
+def _fill(
+    writer: StoreWriter, config: HarvestConfig, adapter: Adapter, hook_points: Sequence[HookPoint], prepare: Preparer
+) -> None:
+    first = writer.next_batch
+    if first:
+        log(f"harvest: resuming {config.out} at record {first * config.batch_size} of {prepare.n_records}")
+    counts: Counter[str] = Counter()
+    n_left = prepare.n_records - first * config.batch_size
+    with progress("harvest", n_left, "records") as advance:
+        prepared = prepare_ahead(prepare, range(first, prepare.n_batches), config.workers)
+        for batch in Reader(config, adapter, hook_points).read(prepared):
+            writer.write(batch)
+            counts += _count(batch)
+            advance(min(config.batch_size, prepare.n_records - batch.index * config.batch_size))
+        writer.finish()
+    log(f"harvest: {config.out}: {_describe(counts)}" + (" since it was resumed" if first else ""))
+
+
+def _count(batch: Batch) -> Counter[str]:
+    counts: Counter[str] = Counter()
+    for modality, items in batch.items.items():
+        counts[modality] += len(items)
+        counts.update(item.status.partition(":")[0] for item in items)
+    for rows in batch.rows.values():
+        counts["rows"] += sum(len(values) for values in rows.activations.values())
+        counts["bytes"] += sum(values.nbytes for values in rows.activations.values())
+    return counts
+
+
+def _describe(counts: Mapping[str, int]) -> str:
+    items: list[Modality] = ["image", "text"]
+    parts = [f"{counts[modality]} {modality} items" for modality in items if counts[modality]]
+    parts += [f"{counts['rows']} rows", f"{counts['bytes'] / 1e9:.3g} GB"]
+    parts += [f"{counts[status]} {status}" for status in ("unreadable", "truncated", "nonfinite") if counts[status]]
+    return ", ".join(parts)

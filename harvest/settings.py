@@ -1,0 +1,60 @@
+"""What a harvest is asked to do."""
+
+from pathlib import Path
+from typing import Literal
+
+from thresher.config import config
+from thresher.data.sources import SourceConfig
+from thresher.errors import ConfigError
+from thresher.harvest.adapters import ModelConfig
+from thresher.harvest.adapters.base import Precision
+from thresher.harvest.rows import ImageRows, TextRows
+
+
+@config
+class HarvestConfig:
+    """Read activations of one model over one source into one store."""
+
+    out: Path
+    """Folder of the activation store; a finished or unfinished store of the same harvest there is used, not overwritten."""
+    model: ModelConfig
+    """The model to read."""
+    source: SourceConfig
+    """The images, captions or texts to feed it."""
+    hook_points: tuple[str, ...]
+    """Places to read, by name or glob: vision.3, text.*, vision.pooled, text.embed, module:<path in the model>."""
+    image_rows: ImageRows = "all"
+    """Positions of an image to keep at hook points with one row per token."""
+    text_rows: TextRows = "all"
+    """Positions of a text to keep; padding never is. `eot` is the position the model itself pools, in a language
+    model the last token; `content` leaves out BOS, EOS and the like."""
+    dtype: Precision = "float32"
+    """Type of the stored values."""
+    autocast: Literal["off", "bfloat16", "float16"] = "off"
+    """Mixed precision of the forward pass; off gives the model's own values exactly."""
+    batch_size: int = 64
+    """Records per forward pass; texts go in passes of at most so many."""
+    limit: int | None = None
+    """Take only so many records."""
+    order: Literal["source", "shuffled"] = "source"
+    """Order of records in the store; shuffled makes a limit a random sample, and neighbours in the store unrelated."""
+    seed: int = 0
+    """Decides the shuffled order."""
+    thumbnail: int = 96
+    """Longest side in pixels of the pictures kept for reports; 0 keeps none."""
+    on_unreadable: Literal["skip", "stop"] = "skip"
+    """An image that cannot be decoded: leave its rows out and count it, or stop."""
+    on_nonfinite: Literal["stop", "drop"] = "stop"
+    """An activation with NaN or infinity: stop, or leave its row out and count it."""
+    device: str = "auto"
+    """auto (a GPU if there is one), cpu, cuda or cuda:<i>."""
+    workers: int = 2
+    """Threads that read and preprocess ahead of the model."""
+
+    def __post_init__(self) -> None:
+        if not self.hook_points:
+            raise ConfigError("hook_points: name at least one, for instance vision.pooled")
+        for name, low in (("batch_size", 1), ("workers", 1), ("thumbnail", 0), ("seed", 0), ("limit", 1)):
+            value = getattr(self, name)
+            if value is not None and value < low:
+                raise ConfigError(f"{name}={value}: at least {low}")
