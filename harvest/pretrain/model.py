@@ -50,7 +50,8 @@ def create_clip(folder: Path, seed: int) -> nn.Module:
     """The model that `folder` describes, with initial weights that `seed` decides."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return open_clip.CLIP(**open_clip.get_model_config(f"local-dir:{folder}"))
+        layout = cast(dict[str, Any], open_clip.get_model_config(f"local-dir:{folder}"))
+        return open_clip.CLIP(**layout)
 
 
 def load_tokenizer(folder: Path) -> Callable[[list[str]], Tensor]:

@@ -2,16 +2,15 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
-from PIL import Image
 from torch import Tensor
 
 from thresher.data.records import Source, Unreadable
 from thresher.errors import SourceError
+from thresher.harvest.pretrain.model import make_transform
 from thresher.progress import progress
 
 
@@ -45,13 +44,13 @@ class Captions:
         return self.ids[self.first[records] + (uniform * self.count[records]).long()].long()
 
 
-def read_pairs(source: Source, start: int, stop: int, transform: Callable[[Image.Image], Any]) -> Pairs:
-    """Records `start` to `stop`, unreadable pictures left out.
+def read_pairs(source: Source, start: int, stop: int, image_size: int) -> Pairs:
+    """Records `start` to `stop`, pictures resized as open_clip does it, records without picture or caption left out.
 
-    `transform` is open_clip's preprocessing with mean 0 and deviation 1. Holds 3 * height * width bytes per record.
-    Raises SourceError: no pair is left.
+    Holds 3 * image_size ** 2 bytes per record. Raises SourceError: no pair is left.
     """
-    images: list[UInt8[Tensor, "3 height width"]] = []
+    transform = make_transform(image_size)
+    images = torch.empty((stop - start, 3, image_size, image_size), dtype=torch.uint8)
     texts: list[tuple[str, ...]] = []
     concepts: list[frozenset[int]] = []
     with progress("reading pairs", total=stop - start, unit="records") as advance:
@@ -59,12 +58,12 @@ def read_pairs(source: Source, start: int, stop: int, transform: Callable[[Image
             advance(1)
             if record.image is None or isinstance(record.image, Unreadable) or not record.texts:
                 continue
-            images.append(quantize(transform(record.image)))
+            images[len(texts)] = quantize(transform(record.image))
             texts.append(tuple(text.text for text in record.texts))
             concepts.append(frozenset(record.image_concepts))
-    if not images:
+    if not texts:
         raise SourceError(f"records {start} to {stop}: no readable picture with a caption; CLIP is trained on pairs")
-    return Pairs(torch.stack(images), tuple(texts), tuple(concepts))
+    return Pairs(images[: len(texts)], tuple(texts), tuple(concepts))
 
 
 def quantize(image: Float[Tensor, "3 height width"]) -> UInt8[Tensor, "3 height width"]:

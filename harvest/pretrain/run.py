@@ -1,17 +1,18 @@
 """Train a small CLIP, measure it on held-out pairs, and write it as a folder that open_clip loads."""
 
 import json
+import math
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from thresher.config import to_dict
 from thresher.data.records import Source
-from thresher.data.sources.scenes import ScenesSource
-from thresher.errors import ConfigError
+from thresher.data.sources import open_source
+from thresher.errors import ConfigError, ModelError
 from thresher.files import write_atomic
 from thresher.harvest.pretrain.evaluate import (
     embed_images,
@@ -22,42 +23,54 @@ from thresher.harvest.pretrain.evaluate import (
     measure_zero_shot,
 )
 from thresher.harvest.pretrain.loop import fit
-from thresher.harvest.pretrain.model import create_clip, load_tokenizer, make_transform, save_weights, write_layout
-from thresher.harvest.pretrain.pairs import Pairs, read_pairs, tokenize_captions
+from thresher.harvest.pretrain.model import create_clip, load_tokenizer, save_weights, write_layout
+from thresher.harvest.pretrain.pairs import Captions, Pairs, read_pairs, tokenize_captions
 from thresher.harvest.pretrain.settings import PretrainConfig
-from thresher.harvest.pretrain.vocabulary import save_tokenizer, train_tokenizer
-from thresher.progress import progress
+from thresher.harvest.pretrain.vocabulary import count_cut, save_tokenizer, train_tokenizer
+from thresher.progress import log, progress
 from thresher.runs import describe_code
 
 LOG_EVERY = 50
 """Steps per line of `training.jsonl`; the loss is read from the device only then."""
 
 
+class Prepared(NamedTuple):
+    """What stands before the first step."""
+
+    model: nn.Module
+    captions: Captions
+    n_cut: int
+    """Captions that are longer than the context."""
+
+
 def run(config: PretrainConfig) -> Path:
     """Train as `config` says and return the folder: weights, layout, tokenizer, `training.jsonl` and `card.json`.
 
-    The weights are written every `save_every` steps, so an interrupted run leaves a usable folder without a card.
-    Raises ConfigError (held-out records, roots of zero-shot prompts) and SourceError (no pairs).
+    The weights are written every `save_every` steps, so an interrupted run leaves a usable folder without a card. A
+    folder whose card tells of the same recipe is left as it is. Raises ConfigError (device, held-out records, roots of
+    zero-shot prompts), SourceError (no pairs) and ModelError (the loss is not finite).
     """
-    source = ScenesSource(config.source)
+    source = open_source(config.source)
     n_train = _check(config, source)
-    start = time.monotonic()
-    transform = make_transform(config.vision.image_size)
-    pairs = read_pairs(source, 0, n_train, transform)
-    model = _prepare(config, pairs)
-    _train(config, model, pairs)
-    trained = time.monotonic()
-    held_out = read_pairs(source, n_train, len(source), transform)
-    measured = _measure(config, model, held_out, source)
+    if _is_done(config):
+        log(f"{config.out}: trained already by this recipe; remove the folder to train again")
+        return config.out
+    code, start = describe_code(), time.monotonic()
+    pairs = read_pairs(source, 0, n_train, config.vision.image_size)
+    prepared = _prepare(config, pairs)
+    _train(config, prepared, pairs)
+    seconds = time.monotonic() - start
+    held_out = read_pairs(source, n_train, len(source), config.vision.image_size)
     card = {
-        "recipe": to_dict(config),
+        "recipe": _recipe(config),
         "data_fingerprint": source.fingerprint,
-        "made_with": describe_code(),
+        "made_with": code,
         "pairs_trained_on": len(pairs),
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "seconds": round(trained - start),
+        "captions_cut": prepared.n_cut,
+        "parameters": sum(parameter.numel() for parameter in prepared.model.parameters()),
+        "seconds": round(seconds),
         "threads": torch.get_num_threads(),
-        "measured_on_held_out": measured,
+        "measured_on_held_out": _measure(config, prepared.model, held_out, source),
     }
     write_atomic(config.out / "card.json", [(json.dumps(card, indent=1) + "\n").encode()])
     return config.out
@@ -65,39 +78,58 @@ def run(config: PretrainConfig) -> Path:
 
 def _check(config: PretrainConfig, source: Source) -> int:
     """The number of records to train on."""
+    if config.device.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(f"device={config.device!r}: torch sees no CUDA device here; use cpu")
     n_train = len(source) - config.held_out
     if n_train < 2:
-        raise ConfigError(f"held_out={config.held_out}: the source has {len(source)} records, none is left to train on")
+        raise ConfigError(f"held_out={config.held_out}: the source has {len(source)} records; leave at least 2 to train on")
     for root in config.zero_shot:
         if not find_leaves(source.concepts, root):
             raise ConfigError(f"zero_shot.{root}: the source knows no concept below {root!r}; remove the prompt")
     return n_train
 
 
-def _prepare(config: PretrainConfig, pairs: Pairs) -> nn.Module:
+def _is_done(config: PretrainConfig) -> bool:
+    card = config.out / "card.json"
+    return card.is_file() and json.loads(card.read_text(encoding="utf-8"))["recipe"] == _recipe(config)
+
+
+def _recipe(config: PretrainConfig) -> dict[str, Any]:
+    """The settings without the place of the folder, which may be moved."""
+    return {name: value for name, value in to_dict(config).items() if name != "out"}
+
+
+def _prepare(config: PretrainConfig, pairs: Pairs) -> Prepared:
     """Write tokenizer and layout to the folder and build the model that they describe."""
     config.out.mkdir(parents=True, exist_ok=True)
     (config.out / "card.json").unlink(missing_ok=True)
-    tokenizer = train_tokenizer((text for texts in pairs.texts for text in texts), config.text.max_words)
+    texts = [text for texts in pairs.texts for text in texts]
+    tokenizer = train_tokenizer(texts, config.text.max_words)
+    n_cut = count_cut(texts, tokenizer, config.text.context_length)
+    if n_cut:
+        log(f"{n_cut} of {len(texts)} captions are longer than context_length={config.text.context_length} and are cut")
     save_tokenizer(tokenizer, config.out, config.text.context_length)
     write_layout(config, config.out, tokenizer.get_vocab_size())
-    return create_clip(config.out, config.seed).to(config.device)
-
-
-def _train(config: PretrainConfig, model: nn.Module, pairs: Pairs) -> None:
     captions = tokenize_captions(pairs.texts, load_tokenizer(config.out))
+    return Prepared(create_clip(config.out, config.seed).to(config.device), captions, n_cut)
+
+
+def _train(config: PretrainConfig, prepared: Prepared, pairs: Pairs) -> None:
     size = min(config.batch_size, len(pairs))
-    log = (config.out / "training.jsonl").open("w", encoding="utf-8")
-    with log, progress("training CLIP", total=config.steps * size, unit="pairs") as advance:
-        for step, loss in fit(model, pairs.images, captions, config):
+    lines = (config.out / "training.jsonl").open("w", encoding="utf-8")
+    with lines, progress("training CLIP", total=config.steps * size, unit="pairs") as advance:
+        for step, loss in fit(prepared.model, pairs.images, prepared.captions, config):
             if step % LOG_EVERY == 0 or step == config.steps:
-                log.write(json.dumps({"step": step, "loss": round(loss.item(), 5)}) + "\n")
-                log.flush()
-                advance(size, loss=loss.item())
+                value = loss.item()
+                if not math.isfinite(value):
+                    raise ModelError(f"step {step}: the loss is {value}; lower learning_rate={config.learning_rate}")
+                lines.write(json.dumps({"step": step, "loss": round(value, 5)}) + "\n")
+                lines.flush()
+                advance(size, loss=value)
             else:
                 advance(size)
             if step % config.save_every == 0 or step == config.steps:
-                save_weights(model, config.out)
+                save_weights(prepared.model, config.out)
 
 
 def _measure(config: PretrainConfig, model: nn.Module, pairs: Pairs, source: Source) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from dataclasses import field
 from pathlib import Path
 
 from thresher.config import config
-from thresher.data.sources.scenes import Scenes
+from thresher.data.sources import SourceConfig
 from thresher.errors import ConfigError
 
 
@@ -66,7 +66,7 @@ class TextTower:
 class PretrainConfig:
     """Train a small CLIP from nothing on pairs of pictures and captions."""
 
-    source: Scenes
+    source: SourceConfig
     """Pairs to train on."""
     out: Path
     """Folder of the checkpoint, in open_clip's layout."""

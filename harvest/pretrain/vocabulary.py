@@ -33,6 +33,11 @@ def train_tokenizer(texts: Iterable[str], max_words: int) -> Tokenizer:
     return tokenizer
 
 
+def count_cut(texts: Iterable[str], tokenizer: Tokenizer, context_length: int) -> int:
+    """How many texts are longer than the context, marks included."""
+    return sum(len(encoding.ids) > context_length for encoding in tokenizer.encode_batch(list(texts)))
+
+
 def save_tokenizer(tokenizer: Tokenizer, folder: Path, context_length: int) -> None:
     """Write `tokenizer.json` and `tokenizer_config.json`."""
     tokenizer.save(str(folder / "tokenizer.json"))
