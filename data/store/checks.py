@@ -48,7 +48,7 @@ def _wrong_rows(rows: Rows, n_items: int, has_ids: bool) -> Iterator[str]:
     n = len(rows.item)
     yield from _wrong_tensor("item", rows.item, (n,), torch.int64)
     yield from _wrong_tensor("position", rows.position, (n,), torch.int32)
-    if n and not (0 <= int(rows.item.min()) and int(rows.item.max()) < n_items):
+    if n and not (int(rows.item.min()) >= 0 and int(rows.item.max()) < n_items):
         yield f"item {int(rows.item.min())} to {int(rows.item.max())}: the batch has {n_items} items of this modality"
     if rows.token_id is not None:
         yield from _wrong_tensor("token_id", rows.token_id, (n,), torch.int32)

@@ -1,7 +1,8 @@
 """Moments of the activations of a hook point, accumulated while they are written."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +24,8 @@ SLICE_ROWS = 256
 State = dict[str, npt.NDArray[Any]]
 
 
-class Moments(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Moments:
     """What is known about the activations of a hook point without reading them again."""
 
     count: int

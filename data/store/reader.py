@@ -1,5 +1,8 @@
 """Reading a store."""
 
+# pyright: reportUnknownParameterType=none
+# pyarrow is not typed
+
 import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -98,7 +101,7 @@ class Store:
     def read_rows(self, hook_point: str, rows: npt.NDArray[np.int64]) -> Float[Tensor, "row width"]:
         """Any rows in any order, repeats allowed, in the store's dtype. Reads in the order of the file, near rows together."""
         info = self._info(hook_point)
-        if len(rows) and not (0 <= rows.min() and rows.max() < info.rows):
+        if len(rows) and not (rows.min() >= 0 and rows.max() < info.rows):
             raise StoreError(f"{self.path}: {hook_point}: rows {rows.min()} to {rows.max()} asked for, it has {info.rows}")
         wanted, where = np.unique(rows, return_inverse=True)
         found = torch.empty((len(wanted), info.width), dtype=TORCH_DTYPE[info.dtype])
@@ -114,7 +117,7 @@ class Store:
         return found[torch.from_numpy(where.reshape(-1))]
 
     def items(self, modality: Modality, columns: Sequence[str] | None = None) -> pa.Table:
-        """The items of a modality: key, record, status, text (texts) or thumbnail (images), concepts; or some `columns` of it."""
+        """The items of a modality: key, record, status, text or thumbnail, concepts; or only some `columns` of them."""
         return self._table(f"items/{modality}", columns)
 
     def pairs(self) -> Int64[np.ndarray, "pair 2"]:

@@ -1,6 +1,7 @@
 """What goes into an activation store: hook points, rows, items, batches."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
@@ -68,7 +69,8 @@ class Item(NamedTuple):
     """Ground truth: indices into the store's concepts."""
 
 
-class Batch(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Batch:
     """What a harvest hands over at once. Batch `index` must hold the same records in every run of the harvest."""
 
     index: int

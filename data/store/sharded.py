@@ -80,7 +80,7 @@ class ShardedArray:
 
     def read_into(self, start: int, out: npt.NDArray[Any]) -> None:
         """Fill `out` [row, ...], contiguous, with the rows from `start` on. Raises StoreError for a damaged shard."""
-        memory = memoryview(out.view(np.uint8).reshape(-1))
+        memory = out.view(np.uint8).reshape(-1).data
         done = 0
         for shard, offset, n_bytes in self._spans(start, start + len(out)):
             target = memory[done : done + n_bytes]

@@ -1,11 +1,10 @@
 """The open end of a store: takes batches in order and commits what is full."""
 
-from collections.abc import Mapping
 from pathlib import Path
 
 from thresher.data.store.commits import START, Commit, Cursor, write_commit
 from thresher.data.store.header import Header
-from thresher.data.store.layout import TABLES, ZARR, arrays_of, layer_path, rows_path
+from thresher.data.store.layout import MODALITIES, TABLES, ZARR, arrays_of, layer_path, rows_path
 from thresher.data.store.manifest import write_manifest
 from thresher.data.store.recovery import Committed, read_committed, roll_back
 from thresher.data.store.schema import Batch
@@ -40,7 +39,7 @@ class Sink:
     def append(self, batch: Batch) -> None:
         """Take the next batch; drops what is stored already."""
         before = dict(self._items)
-        after = {modality: before[modality] + len(batch.items.get(modality, ())) for modality in before}
+        after = {modality: before[modality] + len(batch.items.get(modality, ())) for modality in MODALITIES}
         for space, rows in batch.rows.items():
             self._spaces[space].append(batch.index, rows, before, after, self._modality[space])
         self._items, self._next_batch = after, batch.index + 1
@@ -55,7 +54,7 @@ class Sink:
         cursor = Cursor(self._next_batch, 0, self._items)
         if (cursor.batch, cursor.rows) < self._end[:2]:
             raise StoreError(
-                f"{self._root}: the harvest ended before batch {cursor.batch}, but {self._end.batch} batches are stored already; "
+                f"{self._root}: the harvest ended before batch {cursor.batch}, but rows of batch {self._end.batch} are stored; "
                 "its input has shrunk: harvest into another `out`"
             )
         for space in self._spaces.values():

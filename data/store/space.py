@@ -62,7 +62,7 @@ class Column:
         if self.spec.hook_point is not None:
             moments.add_rows(self.moments, as_float32(self._chunk[: self._filled]))
         self._chunk[self._filled :] = 0
-        self._shard.append(memoryview(self._chunk))
+        self._shard.append(self._chunk.data)
         self._filled = 0
         self._n_chunks += 1
 

@@ -1,5 +1,8 @@
 """The tables of items and of pairs, stored as numbered Parquet parts."""
 
+# pyright: reportUnknownParameterType=none, reportUnknownLambdaType=none, reportArgumentType=none
+# pyarrow is not typed
+
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 

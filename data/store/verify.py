@@ -1,5 +1,6 @@
 """Checking that every byte of a store is what was written."""
 
+import itertools
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -59,7 +60,8 @@ def _verify(path: Path, level: Level) -> Iterator[str]:
 
 def _check_files(path: Path, files: Mapping[str, StoredFile], level: Level) -> Iterator[str]:
     with ThreadPoolExecutor(THREADS) as pool, progress(f"verify {path.name}", len(files), "files") as advance:
-        for finding in pool.map(lambda item: _check_file(path / item[0], item[1], level), files.items()):
+        paths = [path / name for name in files]
+        for finding in pool.map(_check_file, paths, files.values(), itertools.repeat(level)):
             advance()
             if finding:
                 yield finding

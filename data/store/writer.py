@@ -81,7 +81,7 @@ class StoreWriter:
         self._queue.put(batch)
 
     def finish(self) -> None:
-        """Wait for the disk, store what is left, the moments and the manifest: the store is complete and never changes again."""
+        """Wait for the disk, store what is left, write moments and manifest. From then on the store never changes."""
         self._raise_error()
         self._stop()
         self._raise_error()
@@ -128,8 +128,8 @@ class StoreWriter:
         while (batch := self._queue.get()) is not None:
             if self._error is not None:
                 continue
+            assert self._sink is not None
             try:
-                assert self._sink is not None
                 self._sink.append(batch)
             except BaseException as error:
                 self._error = error
