@@ -68,7 +68,8 @@ def read_pairs(source: Source, start: int, stop: int, image_size: int) -> Pairs:
 
 def quantize(image: Float[Tensor, "3 height width"]) -> UInt8[Tensor, "3 height width"]:
     """Values of [0, 1] as bytes; exact for a picture that was bytes before."""
-    return (image * 255).round().clamp(0, 255).to(torch.uint8)
+    # torch.round wakes its threads even for one small picture: 23 ms instead of 0.02 on two busy cores.
+    return torch.from_numpy(np.rint(image.numpy() * 255).astype(np.uint8))
 
 
 def tokenize_captions(texts: Sequence[Sequence[str]], tokenizer: Callable[[list[str]], Tensor]) -> Captions:
