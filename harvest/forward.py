@@ -66,9 +66,9 @@ class Reader:
     def _finish(self, launched: _Launched) -> Batch:
         if launched.done is not None:
             launched.done.synchronize()
-        items = {modality: list(found) for modality, found in launched.prepared.items.items()}
+        items: dict[Modality, list[Item]] = {modality: list(found) for modality, found in launched.prepared.items.items()}
         rows = {space: self._collect(launched, space, items) for space in {point.space: None for point in self._hook_points}}
-        return Batch(launched.prepared.index, items, launched.prepared.pairs, rows)
+        return Batch(launched.prepared.number, items, launched.prepared.pairs, rows)
 
     def _collect(self, launched: _Launched, space: str, items: dict[Modality, list[Item]]) -> Rows:
         """The rows of one space; items with values that are not finite are marked in `items`."""

@@ -34,7 +34,7 @@ class Chunk(NamedTuple):
 class Prepared(NamedTuple):
     """One batch of records, ready for the model."""
 
-    index: int
+    number: int
     items: dict[Modality, list[Item]]
     pairs: list[tuple[int, int]]
     chunks: list[Chunk]
@@ -53,12 +53,12 @@ class Preparer:
         self._order = None if shuffled is None else shuffled[: self.n_records]
         self.n_batches = -(-self.n_records // settings.batch_size)
 
-    def __call__(self, index: int) -> Prepared:
+    def __call__(self, batch: int) -> Prepared:
         """Read, decode and preprocess one batch. Raises SourceError for an unreadable image when the policy is to stop."""
         items: dict[Modality, list[Item]] = {modality: [] for modality in self._modalities}
         pairs: list[tuple[int, int]] = []
         images: list[tuple[int, Image.Image]] = []
-        for number, record in self._read(index):
+        for number, record in self._read(batch):
             first = len(items.get("image", ()))
             if "image" in items and record.image is not None:
                 items["image"].append(self._describe_image(number, record))
@@ -70,10 +70,10 @@ class Preparer:
                 if len(items.get("image", ())) > first:
                     pairs += [(first, start + place) for place in range(len(record.texts))]
         chunks = [*self._prepare_images(images), *self._prepare_texts(items.get("text", []))]
-        return Prepared(index, items, pairs, chunks)
+        return Prepared(batch, items, pairs, chunks)
 
-    def _read(self, index: int) -> Iterator[tuple[int, Record]]:
-        start = index * self._settings.batch_size
+    def _read(self, batch: int) -> Iterator[tuple[int, Record]]:
+        start = batch * self._settings.batch_size
         stop = min(start + self._settings.batch_size, self.n_records)
         if self._order is None:
             yield from enumerate(self._source.records(start, stop), start)

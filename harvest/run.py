@@ -37,7 +37,7 @@ def run(config: HarvestConfig) -> Path:
         raise SourceError(f"source {config.source.kind}: no records; the source is empty")
     adapter = open_adapter(config.model, find_device(config.device))
     hook_points = _resolve(config, source, adapter)
-    modalities = [modality for modality in source.modalities if any(point.modality == modality for point in hook_points)]
+    modalities: list[Modality] = [known for known in source.modalities if any(point.modality == known for point in hook_points)]
     prepare = Preparer(config, source, adapter, modalities)
     identity = _identify(config, source, adapter, hook_points, prepare.n_records)
     if _is_finished(config.out, identity):
@@ -66,7 +66,7 @@ def find_device(name: str) -> torch.device:
 
 def _resolve(config: HarvestConfig, source: Source, adapter: Adapter) -> tuple[HookPoint, ...]:
     """The hook points, after checking that their towers have the positions asked for."""
-    modalities = [modality for modality in adapter.modalities if modality in source.modalities]
+    modalities: list[Modality] = [known for known in adapter.modalities if known in source.modalities]
     if not modalities:
         raise ConfigError(
             f"the source has {' and '.join(source.modalities)}, the model reads {' and '.join(adapter.modalities)}: "

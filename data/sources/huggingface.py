@@ -110,6 +110,7 @@ def _load(settings: HuggingFaceDataset) -> Any:
     """The split as a dataset. Raises SourceError when it cannot be had."""
     # Takes a second, and the configuration of this source is needed without it.
     import datasets
+    from datasets.exceptions import DatasetsError
 
     place = local_copy(settings.dataset)
     path = Path(place)
@@ -121,7 +122,7 @@ def _load(settings: HuggingFaceDataset) -> Any:
                 raise SourceError(f"{path}: expected a file ending in {', '.join(BUILDERS)}")
             return datasets.load_dataset(BUILDERS[path.suffix], data_files=place, split=settings.split)
         return datasets.load_dataset(place, settings.name, split=settings.split, revision=settings.revision)
-    except (OSError, ValueError, KeyError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, DatasetsError) as error:
         raise SourceError(f"{settings.dataset}: cannot load split {settings.split!r}: {error}") from error
 
 

@@ -110,19 +110,20 @@ def _load(settings: HFCausalLMModel) -> tuple[Any, Any]:
 
 
 def _find_context(settings: HFCausalLMModel, model: Any) -> int:
-    own = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if settings.context is None and own is None:
+    own: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    context = settings.context or own
+    if context is None:
         raise ModelError(f"{settings.name}: the model states no longest text; set model.context")
-    if settings.context is not None and own is not None and settings.context > own:
-        raise ModelError(f"{settings.name}: context={settings.context} is longer than the model's {own} positions")
-    return int(settings.context or own)
+    if own is not None and context > own:
+        raise ModelError(f"{settings.name}: context={context} is longer than the model's {own} positions")
+    return context
 
 
-def _find_blocks(model: Any) -> Sequence[nn.Module]:
+def _find_blocks(model: Any) -> list[nn.Module]:
     """The decoder blocks: the outermost list of as many modules as the configuration counts layers."""
     n_layers = getattr(model.config.get_text_config(), "num_hidden_layers", None)
     lists = {name: found for name, found in model.base_model.named_modules() if isinstance(found, nn.ModuleList)}
     fitting = sorted((name for name, found in lists.items() if len(found) == n_layers), key=lambda name: name.count("."))
     if not fitting:
         raise ModelError(f"{type(model).__name__}: found no list of {n_layers} blocks; lists of modules: {', '.join(lists)}")
-    return lists[fitting[0]]
+    return list(lists[fitting[0]])

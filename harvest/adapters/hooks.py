@@ -18,7 +18,7 @@ MODULE = "module:"
 """Prefix of a hook point that names a module by its path."""
 
 T = TypeVar("T")
-Read = Callable[[Any, Inputs], Tensor]
+Read = Callable[[Any, Inputs], Any]
 Write = Callable[[Any, Tensor, Inputs], Any]
 
 
@@ -49,10 +49,13 @@ def tap_output(module: nn.Module) -> Tap:
 def tap_field(module: nn.Module, field: str) -> Tap:
     """The tap at a named field of a module's structured output."""
 
+    def read(output: Any, inputs: Inputs) -> Any:
+        return getattr(output, field)
+
     def write(output: Any, activation: Tensor, inputs: Inputs) -> Any:
         return type(output)(**(dict(output) | {field: activation}))
 
-    return Tap(module, lambda output, _: getattr(output, field), write)
+    return Tap(module, read, write)
 
 
 class HookedModel:
@@ -81,7 +84,7 @@ class HookedModel:
 
     def resolve(self, patterns: Sequence[str], modalities: Sequence[Modality]) -> tuple[HookPoint, ...]:
         """The hook points that names and globs stand for; see `Adapter.resolve`."""
-        towers = {modality: tower for modality, tower in self._towers.items() if modality in modalities}
+        towers: dict[Modality, Tower] = {known: tower for known, tower in self._towers.items() if known in modalities}
         names = list(dict.fromkeys(name for pattern in patterns for name in self._match(pattern, towers)))
         found: dict[str, HookPoint] = {}
         for modality, tower in towers.items():
@@ -211,7 +214,7 @@ class HookedModel:
         return matches
 
 
-def _read_output(output: Any, inputs: Inputs) -> Tensor:
+def _read_output(output: Any, inputs: Inputs) -> Any:
     return output[0] if isinstance(output, tuple) else output
 
 

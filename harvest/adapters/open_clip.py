@@ -6,14 +6,24 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Int
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from thresher.config import config
+from thresher.data.records import Modality
 from thresher.errors import ConfigError, ModelError
 from thresher.harvest.adapters.base import Inputs, Layout, Precision
-from thresher.harvest.adapters.hooks import HookedModel, Tap, Tower, tap_output
+from thresher.harvest.adapters.hooks import HookedModel, Tower
+from thresher.harvest.adapters.open_clip_towers import (
+    TextEncoder,
+    append_class_token,
+    build_text_taps,
+    build_vision_taps,
+    count_positions,
+    find_summary,
+    has_class_token,
+    text_blocks,
+)
 from thresher.harvest.adapters.weights import fingerprint_weights, torch_dtype
 from thresher.hub import local_copy
 
@@ -66,18 +76,18 @@ class OpenClip(HookedModel):
         }
         model = model.eval().requires_grad_(requires_grad=False).to(device=device, dtype=torch_dtype(settings.precision))
         self._transform = transform
+        self._positions = count_positions(model.visual)
         self._tokenizer = tokenizer
         # Tokenizers written in Rust refuse to be used by two threads at once.
         self._lock = threading.Lock()
         self._dtype = torch_dtype(settings.precision)
-        text = model.text if hasattr(model, "text") else model
-        self._text = text
-        super().__init__(model, {"image": self._vision_tower(model), "text": self._text_tower(model, text)}, device)
+        self._text = model.text if hasattr(model, "text") else model
+        super().__init__(model, self._build_towers(model), device)
 
     def prepare_images(self, images: Sequence[Image.Image]) -> Inputs:
         """Pixels [item, 3, height, width] by the model's evaluation transform."""
         pixels = torch.stack([self._transform(image) for image in images]).to(self._dtype)
-        n_positions, n_prefix = _count_positions(self.model.visual)
+        n_positions, n_prefix = self._positions
         special = torch.zeros(len(images), n_positions, dtype=torch.bool)
         special[:, :n_prefix] = True
         summary = torch.zeros(len(images), dtype=torch.int64) if n_prefix else None
@@ -91,44 +101,24 @@ class OpenClip(HookedModel):
             lengths, is_truncated = _measure(self._tokenizer, texts, ids)
         valid = torch.arange(ids.shape[1]) < lengths[:, None]
         special = valid & torch.isin(ids, torch.tensor(_special_ids(self._tokenizer), dtype=ids.dtype))
-        summary = _find_summary(self._text, ids) if _text_blocks(self._text) else None
+        summary = find_summary(self._text, ids) if text_blocks(self._text) else None
         layout = Layout(valid, special, summary, ids, tuple(is_truncated.tolist()))
-        return Inputs("text", {"ids": ids}, _append_class_token(layout) if _has_class_token(self._text) else layout)
+        return Inputs("text", {"ids": ids}, append_class_token(layout) if has_class_token(self._text) else layout)
 
-    def _vision_tower(self, model: Any) -> Tower:
-        visual = model.visual
-        taps = {f"vision.{i}": _tap_block(block, _batch_first(visual)) for i, block in enumerate(_vision_blocks(visual))}
-        pooled = _tap_vision_pooled(visual)
-        if pooled is not None:
-            taps["vision.pooled"] = pooled
-        taps["vision.embed"] = tap_output(visual)
+    def _build_towers(self, model: Any) -> dict[Modality, Tower]:
+        visual, encoder = model.visual, TextEncoder(model)
 
-        def forward(inputs: Inputs) -> Tensor:
+        def encode_image(inputs: Inputs) -> Tensor:
             features = visual(inputs.tensors["pixels"])
             return features[0] if isinstance(features, tuple) else features
 
-        return Tower(forward, taps, lambda: self.prepare_images([Image.new("RGB", (64, 64))]))
+        def encode_text(inputs: Inputs) -> Tensor:
+            return encoder(inputs.tensors["ids"])
 
-    def _text_tower(self, model: Any, text: Any) -> Tower:
-        blocks = _text_blocks(text)
-        taps = {f"text.{i}": _tap_block(block, _batch_first(text)) for i, block in enumerate(blocks)}
-        if len(blocks) and _pool_type(text) != "none":
-            taps["text.pooled"] = _tap_text_pooled(text)
-        encoder = _TextEncoder(model)
-        taps["text.embed"] = tap_output(encoder)
-        return Tower(lambda inputs: encoder(inputs.tensors["ids"]), taps, lambda: self.prepare_texts(["a"]))
-
-
-class _TextEncoder(nn.Module):
-    """Gives the joint embedding of texts a module of its own: in open_clip's CLIP it is the result of a method."""
-
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self._encode: Callable[[Tensor], Any] = model.encode_text
-
-    def forward(self, ids: Tensor) -> Tensor:
-        features = self._encode(ids)
-        return features[0] if isinstance(features, tuple) else features
+        return {
+            "image": Tower(encode_image, build_vision_taps(visual), lambda: self.prepare_images([Image.new("RGB", (64, 64))])),
+            "text": Tower(encode_text, build_text_taps(self._text, encoder), lambda: self.prepare_texts(["a"])),
+        }
 
 
 def _locate(settings: OpenClipModel) -> tuple[str, str | None]:
@@ -165,125 +155,10 @@ def _load(name: str, weights: str | None) -> tuple[Any, Callable[[Image.Image], 
     is_random = weights is None and not name.startswith((HUB, LOCAL))
     try:
         model, _, transform = open_clip.create_model_and_transforms(name, weights, require_pretrained=not is_random)
-        return model, transform, open_clip.get_tokenizer(name)
+        evaluate: Any = transform
+        return model, evaluate, open_clip.get_tokenizer(name)
     except (RuntimeError, OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"open_clip cannot load {name!r} with weights {weights!r}: {error}") from error
-
-
-def _tap_block(block: nn.Module, is_batch_first: bool) -> Tap:
-    if is_batch_first:
-        return tap_output(block)
-    return Tap(block, lambda output, _: output.transpose(0, 1), lambda output, activation, _: activation.transpose(0, 1))
-
-
-def _vision_blocks(visual: Any) -> Sequence[nn.Module]:
-    """The residual blocks of open_clip's own transformer or of a timm trunk; none for convolutional towers."""
-    if hasattr(visual, "trunk"):
-        return getattr(visual.trunk, "blocks", [])
-    return visual.transformer.resblocks if hasattr(visual, "transformer") else []
-
-
-def _text_blocks(text: Any) -> Sequence[nn.Module]:
-    """The residual blocks of open_clip's own text transformer; none for text models of other libraries."""
-    return getattr(getattr(text, "transformer", None), "resblocks", [])
-
-
-def _has_class_token(text: Any) -> bool:
-    """Whether a learned token is appended to every text (CoCa)."""
-    return getattr(text, "cls_emb", None) is not None
-
-
-def _append_class_token(layout: Layout) -> Layout:
-    """One more position, which has no vocabulary index (-1) and stands for the text."""
-    assert layout.token_id is not None
-    end = torch.ones(len(layout.valid), 1, dtype=torch.bool)
-    return layout._replace(
-        valid=torch.cat([layout.valid, end], dim=1),
-        special=torch.cat([layout.special, end], dim=1),
-        token_id=torch.cat([layout.token_id, torch.full_like(layout.token_id[:, :1], -1)], dim=1),
-    )
-
-
-def _batch_first(tower: Any) -> bool:
-    return getattr(getattr(tower, "transformer", None), "batch_first", True)
-
-
-def _count_positions(visual: Any) -> tuple[int, int]:
-    """Positions of an image in the vision tower and how many of them come before the patches."""
-    trunk = getattr(visual, "trunk", None)
-    if trunk is not None:
-        n_prefix = int(getattr(trunk, "num_prefix_tokens", 0))
-        return int(getattr(getattr(trunk, "patch_embed", None), "num_patches", 1)) + n_prefix, n_prefix
-    if not hasattr(visual, "grid_size"):
-        return 1, 0
-    return visual.grid_size[0] * visual.grid_size[1] + 1, 1
-
-
-def _tap_vision_pooled(visual: Any) -> Tap | None:
-    """The tap before the projection, by the pooling rule of `VisionTransformer._pool`; None where there is no such place."""
-    if hasattr(visual, "trunk"):
-        return None if hasattr(visual.head, "pool") else tap_output(visual.trunk)
-    if not hasattr(visual, "ln_post"):
-        return None
-    if visual.pool_type == "none":
-        return None
-    if visual.final_ln_after_pool and visual.attn_pool is None:
-        return tap_output(visual.ln_post)
-    return Tap(visual.ln_post, _read_first, _write_first) if visual.pool_type == "tok" else _tap_mean(visual.ln_post)
-
-
-def _read_first(output: Any, inputs: Inputs) -> Tensor:
-    return output[:, 0]
-
-
-def _write_first(output: Any, activation: Tensor, inputs: Inputs) -> Any:
-    return torch.cat([activation[:, None], output[:, 1:]], dim=1)
-
-
-def _tap_mean(module: nn.Module) -> Tap:
-    """The mean over patches; replaced by moving all patches alike, which leaves them alone when nothing changes."""
-
-    def write(output: Any, activation: Tensor, inputs: Inputs) -> Any:
-        moved = output[:, 1:] + (activation - output[:, 1:].mean(dim=1))[:, None]
-        return torch.cat([output[:, :1], moved], dim=1)
-
-    return Tap(module, lambda output, _: output[:, 1:].mean(dim=1), write)
-
-
-def _pool_type(text: Any) -> str:
-    return str(getattr(text, "text_pool_type", getattr(text, "pool_type", "argmax")))
-
-
-def _tap_text_pooled(text: Any) -> Tap:
-    """The output of the last norm at the position that the model pools."""
-    if _has_class_token(text):
-        return tap_output(text.ln_final)
-
-    def rows_of(inputs: Inputs) -> tuple[Tensor, Tensor]:
-        summary = _find_summary(text, inputs.tensors["ids"])
-        return torch.arange(len(summary), device=summary.device), summary
-
-    def write(output: Any, activation: Tensor, inputs: Inputs) -> Any:
-        replaced = output.clone()
-        replaced[rows_of(inputs)] = activation
-        return replaced
-
-    return Tap(text.ln_final, lambda output, inputs: output[rows_of(inputs)], write)
-
-
-def _find_summary(text: Any, ids: Int[Tensor, "item position"]) -> Int[Tensor, " item"]:
-    """The position that `open_clip.transformer.text_global_pool` takes; the appended CLS counts as the one after the last."""
-    if _has_class_token(text):
-        return torch.full((len(ids),), ids.shape[1], device=ids.device)
-    pool = _pool_type(text)
-    if pool == "first":
-        return torch.zeros(len(ids), dtype=torch.int64, device=ids.device)
-    if pool == "last":
-        return torch.full((len(ids),), ids.shape[1] - 1, device=ids.device)
-    if pool == "eos":
-        eos = getattr(text, "text_eos_id", getattr(text, "eos_id", None))
-        return (ids == eos).int().argmax(dim=-1)
-    return ids.argmax(dim=-1)
 
 
 def _measure(tokenizer: Any, texts: Sequence[str], ids: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,168 @@
+"""Where the named places of open_clip's towers are, by the rules of their own forward passes."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from thresher.harvest.adapters.base import Inputs, Layout
+from thresher.harvest.adapters.hooks import Tap, tap_output
+
+
+class TextEncoder(nn.Module):
+    """Gives the joint embedding of texts a module of its own: in open_clip's CLIP it is the result of a method."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self._encode: Callable[[Tensor], Any] = model.encode_text
+
+    def forward(self, ids: Int[Tensor, "item position"]) -> Float[Tensor, "item d"]:
+        """Joint embeddings, not normalised."""
+        features = self._encode(ids)
+        return features[0] if isinstance(features, tuple) else features
+
+
+def build_vision_taps(visual: Any) -> dict[str, Tap]:
+    """The named places of a vision tower in the order of its forward pass."""
+    taps = {f"vision.{i}": _tap_block(block, visual) for i, block in enumerate(vision_blocks(visual))}
+    pooled = _tap_vision_pooled(visual)
+    if pooled is not None:
+        taps["vision.pooled"] = pooled
+    return taps | {"vision.embed": tap_output(visual)}
+
+
+def build_text_taps(text: Any, encoder: TextEncoder) -> dict[str, Tap]:
+    """The named places of a text tower in the order of its forward pass."""
+    blocks = text_blocks(text)
+    taps = {f"text.{i}": _tap_block(block, text) for i, block in enumerate(blocks)}
+    if blocks and _pool_type(text) != "none":
+        taps["text.pooled"] = _tap_text_pooled(text)
+    return taps | {"text.embed": tap_output(encoder)}
+
+
+def _tap_block(block: nn.Module, tower: Any) -> Tap:
+    """The output of a residual block as [item, position, d]; some towers hold it as [position, item, d]."""
+    if getattr(getattr(tower, "transformer", None), "batch_first", True):
+        return tap_output(block)
+
+    def read(output: Any, inputs: Inputs) -> Tensor:
+        return output.transpose(0, 1)
+
+    def write(output: Any, activation: Tensor, inputs: Inputs) -> Any:
+        return activation.transpose(0, 1)
+
+    return Tap(block, read, write)
+
+
+def vision_blocks(visual: Any) -> list[nn.Module]:
+    """The residual blocks of open_clip's own transformer or of a timm trunk; none for convolutional towers."""
+    if hasattr(visual, "trunk"):
+        return list(getattr(visual.trunk, "blocks", ()))
+    return list(visual.transformer.resblocks) if hasattr(visual, "transformer") else []
+
+
+def text_blocks(text: Any) -> list[nn.Module]:
+    """The residual blocks of open_clip's own text transformer; none for text models of other libraries."""
+    return list(getattr(getattr(text, "transformer", None), "resblocks", ()))
+
+
+def has_class_token(text: Any) -> bool:
+    """Whether a learned token is appended to every text (CoCa)."""
+    return getattr(text, "cls_emb", None) is not None
+
+
+def append_class_token(layout: Layout) -> Layout:
+    """One more position, which has no vocabulary index (-1) and stands for the text."""
+    assert layout.token_id is not None
+    end = torch.ones(len(layout.valid), 1, dtype=torch.bool)
+    return layout._replace(
+        valid=torch.cat([layout.valid, end], dim=1),
+        special=torch.cat([layout.special, end], dim=1),
+        token_id=torch.cat([layout.token_id, torch.full_like(layout.token_id[:, :1], -1)], dim=1),
+    )
+
+
+def count_positions(visual: Any) -> tuple[int, int]:
+    """Positions of an image in the vision tower and how many of them come before the patches."""
+    trunk = getattr(visual, "trunk", None)
+    if trunk is not None:
+        n_prefix = int(getattr(trunk, "num_prefix_tokens", 0))
+        return int(getattr(getattr(trunk, "patch_embed", None), "num_patches", 1)) + n_prefix, n_prefix
+    if not hasattr(visual, "grid_size"):
+        return 1, 0
+    return visual.grid_size[0] * visual.grid_size[1] + 1, 1
+
+
+def _tap_vision_pooled(visual: Any) -> Tap | None:
+    """The tap before the projection, by the pooling rule of `VisionTransformer._pool`; None where there is no such place."""
+    if hasattr(visual, "trunk"):
+        return None if hasattr(visual.head, "pool") else tap_output(visual.trunk)
+    if not hasattr(visual, "ln_post"):
+        return None
+    if visual.pool_type == "none":
+        return None
+    if visual.final_ln_after_pool and visual.attn_pool is None:
+        return tap_output(visual.ln_post)
+    return Tap(visual.ln_post, _read_first, _write_first) if visual.pool_type == "tok" else _tap_mean(visual.ln_post)
+
+
+def _read_first(output: Any, inputs: Inputs) -> Tensor:
+    return output[:, 0]
+
+
+def _write_first(output: Any, activation: Tensor, inputs: Inputs) -> Any:
+    return torch.cat([activation[:, None], output[:, 1:]], dim=1)
+
+
+def _tap_mean(module: nn.Module) -> Tap:
+    """The mean over patches; replaced by moving all patches alike, which leaves them alone when nothing changes."""
+
+    def read(output: Any, inputs: Inputs) -> Tensor:
+        return output[:, 1:].mean(dim=1)
+
+    def write(output: Any, activation: Tensor, inputs: Inputs) -> Any:
+        moved = output[:, 1:] + (activation - read(output, inputs))[:, None]
+        return torch.cat([output[:, :1], moved], dim=1)
+
+    return Tap(module, read, write)
+
+
+def _pool_type(text: Any) -> str:
+    return str(getattr(text, "text_pool_type", getattr(text, "pool_type", "argmax")))
+
+
+def _tap_text_pooled(text: Any) -> Tap:
+    """The output of the last norm at the position that the model pools."""
+    if has_class_token(text):
+        return tap_output(text.ln_final)
+
+    def rows_of(inputs: Inputs) -> tuple[Tensor, Tensor]:
+        summary = find_summary(text, inputs.tensors["ids"])
+        return torch.arange(len(summary), device=summary.device), summary
+
+    def read(output: Any, inputs: Inputs) -> Tensor:
+        return output[rows_of(inputs)]
+
+    def write(output: Any, activation: Tensor, inputs: Inputs) -> Any:
+        replaced = output.clone()
+        replaced[rows_of(inputs)] = activation
+        return replaced
+
+    return Tap(text.ln_final, read, write)
+
+
+def find_summary(text: Any, ids: Int[Tensor, "item position"]) -> Int[Tensor, " item"]:
+    """The position that `open_clip.transformer.text_global_pool` takes; the appended CLS counts as the one after the last."""
+    if has_class_token(text):
+        return torch.full((len(ids),), ids.shape[1], device=ids.device)
+    pool = _pool_type(text)
+    if pool == "first":
+        return torch.zeros(len(ids), dtype=torch.int64, device=ids.device)
+    if pool == "last":
+        return torch.full((len(ids),), ids.shape[1] - 1, device=ids.device)
+    if pool == "eos":
+        eos = getattr(text, "text_eos_id", getattr(text, "eos_id", None))
+        return (ids == eos).int().argmax(dim=-1)
+    return ids.argmax(dim=-1)
