@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -95,7 +96,10 @@ def _block_moments(root: Path, commits: Sequence[Commit], widths: Mapping[str, i
 
 
 def _measure(path: Path) -> StoredFile:
-    data = path.read_bytes()
+    """Make a small file durable that was written without waiting, and say what it is."""
+    with path.open("rb") as file:
+        data = file.read()
+        os.fsync(file.fileno())
     return StoredFile(len(data), f"{crc32c.crc32c(data):08x}")
 
 

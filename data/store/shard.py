@@ -43,7 +43,7 @@ class AtomicFile:
         self._partial = path.with_name(f".{path.name}.partial")
         self._bytes = 0
         self._crc = 0
-        make_folder(path.parent)
+        self._folders = [path.parent, *make_folder(path.parent)]
         self._descriptor = os.open(self._partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
 
     def append(self, buffer: memoryview | bytes) -> None:
@@ -59,7 +59,8 @@ class AtomicFile:
         os.fsync(self._descriptor)
         self._close()
         self._partial.replace(self.path)
-        sync_folder(self.path.parent)
+        for folder in self._folders:
+            sync_folder(folder)
         return StoredFile(self._bytes, f"{self._crc:08x}")
 
     def discard(self) -> None:
@@ -75,13 +76,13 @@ class AtomicFile:
             os.close(descriptor)
 
 
-def make_folder(path: Path) -> None:
-    """Create a folder and its parents, durably."""
+def make_folder(path: Path) -> list[Path]:
+    """Create a folder and its parents; gives the folders that must be synced to make that durable."""
     if path.is_dir():
-        return
-    make_folder(path.parent)
+        return []
+    changed = make_folder(path.parent)
     path.mkdir(exist_ok=True)
-    sync_folder(path.parent)
+    return [path.parent, *changed]
 
 
 def write_file(path: Path, buffers: Iterable[memoryview | bytes]) -> StoredFile:
@@ -94,3 +95,11 @@ def write_file(path: Path, buffers: Iterable[memoryview | bytes]) -> StoredFile:
     except OSError:
         file.discard()
         raise
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Replace a small file in one step, without waiting for the disk: for what can be derived again after a power loss."""
+    make_folder(path.parent)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_bytes(content)
+    partial.replace(path)

@@ -8,11 +8,11 @@ from thresher.data.store.layout import MODALITIES, TABLES, ZARR, arrays_of, laye
 from thresher.data.store.manifest import write_manifest
 from thresher.data.store.recovery import Committed, read_committed, roll_back
 from thresher.data.store.schema import Batch
+from thresher.data.store.shard import replace_file
 from thresher.data.store.space import SpaceWriter
 from thresher.data.store.tables import TablePart
 from thresher.data.store.zarr_json import group_document, root_document
 from thresher.errors import StoreError
-from thresher.files import write_atomic
 
 
 class Sink:
@@ -97,7 +97,7 @@ class Sink:
         for folder, document in documents.items():
             path = self._root / folder / "zarr.json"
             if not path.exists() or path.read_bytes() != document:
-                write_atomic(path, [document])
+                replace_file(path, document)
         for space in self._spaces.values():
             space.write_documents()
 

@@ -1,6 +1,7 @@
 """Writes the rows of one row space: a shard of every array makes a block, a commit record makes it part of the store."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ from thresher.data.store import moments
 from thresher.data.store.commits import START, Commit, Cursor, write_commit
 from thresher.data.store.layout import ArraySpec, moments_path
 from thresher.data.store.schema import Rows
-from thresher.data.store.shard import STORAGE, AtomicFile, StoredFile, shard_index, write_file
+from thresher.data.store.shard import STORAGE, AtomicFile, StoredFile, replace_file, shard_index, write_file
 from thresher.data.store.zarr_json import array_document
-from thresher.files import write_atomic
+
+SYNCS = 16
+"""Shards that are made durable at once; the disk merges them."""
 
 
 class Column:
@@ -60,7 +63,7 @@ class Column:
         if self._shard is None:
             self._shard = AtomicFile(self._root / self.spec.shard_path(block))
         if self.spec.hook_point is not None:
-            moments.add_rows(self.moments, as_float32(self._chunk[: self._filled]))
+            moments.add_rows(self.moments, self._chunk[: self._filled])
         self._chunk[self._filled :] = 0
         self._shard.append(self._chunk.data)
         self._filled = 0
@@ -120,12 +123,12 @@ class SpaceWriter:
             column.discard()
 
     def write_documents(self) -> None:
-        """Let each `zarr.json` tell the committed rows, where it does not."""
+        """Let each `zarr.json` tell the committed rows, where it does not. They follow from the commits: no need to wait."""
         for column in self._columns:
             path = self._root / column.spec.path / "zarr.json"
             document = array_document(column.spec, self.rows_stored)
             if not path.exists() or path.read_bytes() != document:
-                write_atomic(path, [document])
+                replace_file(path, document)
 
     def _values(self, rows: Rows, first_item: int) -> Iterator[tuple[str, npt.NDArray[Any]]]:
         describing = {"item": rows.item + first_item, "position": rows.position, "token_id": rows.token_id}
@@ -138,8 +141,9 @@ class SpaceWriter:
     def _commit(self, cursor: Cursor, *, final: bool) -> None:
         files: dict[str, StoredFile] = {}
         if self._filled:
-            for column in self._columns:
-                files[column.spec.shard_path(self._block)] = column.finish_shard(self._block)
+            paths = [column.spec.shard_path(self._block) for column in self._columns]
+            with ThreadPoolExecutor(min(SYNCS, len(paths))) as pool:
+                files.update(zip(paths, pool.map(lambda column: column.finish_shard(self._block), self._columns), strict=True))
             states = {c.spec.hook_point: c.moments for c in self._columns if c.spec.hook_point is not None}
             path = moments_path(self.space, self._block)
             files[path] = write_file(self._root / path, [moments.dump_states(states)])
@@ -157,10 +161,3 @@ def as_numpy(values: Tensor) -> npt.NDArray[Any]:
     if values.dtype == torch.bfloat16:
         return values.detach().view(torch.int16).numpy().view(np.uint16)
     return values.detach().numpy()
-
-
-def as_float32(values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-    """Stored activations as numbers; uint16 holds the bits of bfloat16."""
-    if values.dtype == np.uint16:
-        return np.left_shift(values, 16, dtype=np.uint32).view(np.float32)
-    return values.astype(np.float32, copy=False)
