@@ -37,7 +37,7 @@ RGB = {
     "maroon": (78, 26, 36),
 }
 
-Points = list[tuple[float, float]]
+Points = list[tuple[float | int, float | int]]
 
 
 class Painter:
@@ -130,11 +130,11 @@ def _texture(name: str, side: int, period: float) -> Bool[np.ndarray, "side side
 def _outline(name: str) -> Points:
     """A shape as a polygon around the origin, y downwards, of about unit radius."""
     if name == "circle":
-        return _arc(0, 360, 36)
+        return _arc(0.0, 360.0, 36)
     if name == "ellipse":
-        return [(1.1 * x, 0.6 * y) for x, y in _arc(0, 360, 36)]
+        return [(1.1 * x, 0.6 * y) for x, y in _arc(0.0, 360.0, 36)]
     if name == "ring":
-        return _arc(0, 360, 36) + [(0.5 * x, 0.5 * y) for x, y in reversed(_arc(0, 360, 36))]
+        return _arc(0.0, 360.0, 36) + [(0.5 * x, 0.5 * y) for x, y in reversed(_arc(0.0, 360.0, 36))]
     if name == "crescent":
         inner = [(0.5 + 0.75 * x, 0.75 * y) for x, y in _arc(-75.5, -284.5, 20)]
         return _arc(46.6, 313.4, 28) + inner
@@ -142,7 +142,7 @@ def _outline(name: str) -> Points:
         turns = [2 * math.pi * step / 36 for step in range(36)]
         return [(math.sin(t) ** 3, -(13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t)) / 16) for t in turns]
     if name == "star":
-        tips = _regular(10, -90)
+        tips = _regular(10, -90.0)
         return [(x, y) if place % 2 == 0 else (0.42 * x, 0.42 * y) for place, (x, y) in enumerate(tips)]
     if name == "cross":
         a, b = 0.32, 0.95
@@ -153,7 +153,7 @@ def _outline(name: str) -> Points:
         return [(-0.85, -0.85), (0.85, -0.85), (0.85, 0.85), (-0.85, 0.85)]
     if name == "diamond":
         return [(0, -1.1), (0.75, 0), (0, 1.1), (-0.75, 0)]
-    return _regular({"triangle": 3, "hexagon": 6}[name], -90)
+    return _regular({"triangle": 3, "hexagon": 6}[name], -90.0)
 
 
 def _regular(n: int, start: float) -> Points:
