@@ -1,0 +1,150 @@
+"""Next-token loss of a language model that goes on with reconstructions instead of its own activations."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from thresher.analyze.metrics.estimate import Estimate, estimate
+from thresher.analyze.metrics.resample import Resample
+
+Replacement = Callable[[Float[Tensor, "*position d_in"]], Float[Tensor, "*position d_in"]]
+"""Maps activations to what the model goes on with."""
+
+
+@runtime_checkable
+class SummedLoss(Protocol):
+    """A loss as sum and count."""
+
+    @property
+    def total(self) -> Float[Tensor, ""]:
+        """Sum of negative log-likelihoods in nats."""
+        ...
+
+    @property
+    def n_tokens(self) -> int:
+        """Predicted tokens."""
+        ...
+
+
+@runtime_checkable
+class LanguageModel(Protocol):
+    """What is asked of a model; the adapter of decoder language models has it."""
+
+    def splice(self, hook_point: str, function: Replacement) -> AbstractContextManager[None]:
+        """Go on with `function(activations)` while the block runs."""
+        ...
+
+    def next_token_loss(self, texts: Sequence[str]) -> SummedLoss:
+        """Loss of predicting each token from those before it."""
+        ...
+
+
+class DocumentLosses(NamedTuple):
+    """Loss of each document under each condition."""
+
+    total: dict[str, Float[np.ndarray, " document"]]
+    """Condition -> sum over the document's tokens, nats."""
+    n_tokens: Int[np.ndarray, " document"]
+    """Predicted tokens."""
+
+
+class SpliceResult(NamedTuple):
+    """Losses in nats per token, and what share of the damage of an ablation the reconstruction avoids."""
+
+    clean: Estimate
+    spliced: Estimate
+    zero: Estimate
+    """All activations set to zero."""
+    mean: Estimate
+    """All activations set to their mean over the store."""
+    recovered_from_zero: Estimate
+    recovered_from_mean: Estimate
+
+
+def measure_losses(
+    model: LanguageModel,
+    hook_point: str,
+    texts: Sequence[str],
+    replacements: Mapping[str, Replacement],
+    first_position: int,
+    advance: Callable[[int], None],
+) -> DocumentLosses:
+    """Losses per document: `clean`, and one condition per replacement.
+
+    Positions before `first_position` keep their activations in every condition: a coder that never saw BOS is not asked
+    to reconstruct it. Documents go through the model one by one (there is no padding); those of one token are left out.
+    """
+    totals: dict[str, list[float]] = {name: [] for name in ("clean", *replacements)}
+    n_tokens: list[int] = []
+    for text in texts:
+        clean = _loss(model, text, nullcontext())
+        advance(1)
+        if clean.n_tokens == 0:
+            continue
+        n_tokens.append(clean.n_tokens)
+        totals["clean"].append(float(clean.total))
+        for name, replace in replacements.items():
+            splice = model.splice(hook_point, from_position(first_position, replace))
+            totals[name].append(float(_loss(model, text, splice).total))
+    return DocumentLosses({name: np.array(found) for name, found in totals.items()}, np.array(n_tokens, dtype=np.int64))
+
+
+def from_position(first: int, replace: Replacement) -> Replacement:
+    """`replace`, but with the activations before position `first` as they were."""
+
+    def replace_rest(x: Float[Tensor, "*position d_in"]) -> Float[Tensor, "*position d_in"]:
+        rows = x[..., first:, :]
+        replaced = replace(rows.reshape(-1, x.shape[-1]).float()).to(x.dtype).reshape(rows.shape)
+        return torch.cat([x[..., :first, :], replaced], dim=-2)
+
+    return replace_rest
+
+
+def ablate_to_zero(x: Float[Tensor, "*position d_in"]) -> Float[Tensor, "*position d_in"]:
+    """Zeros."""
+    return torch.zeros_like(x)
+
+
+def ablate_to(mean: Float[Tensor, " d_in"]) -> Replacement:
+    """The same vector in every position."""
+
+    def replace(x: Float[Tensor, "*position d_in"]) -> Float[Tensor, "*position d_in"]:
+        return mean.to(x).expand_as(x)
+
+    return replace
+
+
+def summarize_losses(losses: DocumentLosses, name: str, resample: Resample) -> SpliceResult:
+    """Losses per token and loss recovered = (ablated - spliced) / (ablated - clean), with intervals over documents.
+
+    Needs the conditions `clean`, `zero`, `mean` and `name`. SAEBench's number is the one from zero (arXiv 2503.09532);
+    zeros damage a model so much that almost anything recovers from them, so read the one from the mean.
+    NaN (reported as undefined) where the ablation does not raise the loss.
+    """
+    n = len(losses.n_tokens)
+    weights = resample.weights(0, n)
+    tokens = weights @ losses.n_tokens.astype(np.float64)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        loss = {key: weights @ losses.total[key] / tokens for key in ("clean", "zero", "mean", name)}
+        recovered = {
+            key: np.where(loss[key] > loss["clean"], (loss[key] - loss[name]) / (loss[key] - loss["clean"]), np.nan)
+            for key in ("zero", "mean")
+        }
+    return SpliceResult(
+        clean=estimate(loss["clean"], n, "documents"),
+        spliced=estimate(loss[name], n, "documents"),
+        zero=estimate(loss["zero"], n, "documents"),
+        mean=estimate(loss["mean"], n, "documents"),
+        recovered_from_zero=estimate(recovered["zero"], n, "documents"),
+        recovered_from_mean=estimate(recovered["mean"], n, "documents"),
+    )
+
+
+def _loss(model: LanguageModel, text: str, splice: AbstractContextManager[None]) -> SummedLoss:
+    with splice:
+        return model.next_token_loss([text])
