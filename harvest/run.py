@@ -19,6 +19,7 @@ from thresher.harvest.prepare import Preparer, prepare_ahead
 from thresher.harvest.rows import select_tokens
 from thresher.harvest.settings import HarvestConfig
 from thresher.progress import log, progress
+from thresher.runs import write_provenance
 
 VERSION = 1
 """Part of a harvest's identity; raise it when the same settings would give other bytes."""
@@ -45,6 +46,7 @@ def run(config: HarvestConfig) -> Path:
         return config.out
     specs = [HookPointSpec(point.name, point.modality, point.space, point.width, config.dtype) for point in hook_points]
     with StoreWriter(config.out, identity, specs, source.concepts) as writer:
+        write_provenance(config.out, config, {"source": source.fingerprint, "model": adapter.identity["weights"]})
         _fill(writer, config, adapter, hook_points, prepare)
     return config.out
 

@@ -13,7 +13,7 @@ from thresher.errors import ModelError
 from thresher.harvest.adapters.base import Inputs, Layout, Precision
 from thresher.harvest.adapters.hooks import HookedModel, Tap, Tower, tap_field, tap_output
 from thresher.harvest.adapters.tokens import TextEncoder
-from thresher.harvest.adapters.weights import fingerprint_weights, torch_dtype
+from thresher.harvest.adapters.weights import fingerprint_weights, to_plain, torch_dtype
 from thresher.hub import local_copy
 
 TYPES = ("clip", "siglip")
@@ -140,4 +140,4 @@ def _features(output: Any) -> Tensor:
 def _describe(processor: Any) -> dict[str, Any]:
     """The settings of an image processor that decide pixels."""
     values: dict[str, Any] = processor.to_dict()
-    return {name: values[name] for name in sorted(values) if name in PREPROCESSING or name.startswith("do_")}
+    return to_plain({name: value for name, value in values.items() if name in PREPROCESSING or name.startswith("do_")})

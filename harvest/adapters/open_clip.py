@@ -24,7 +24,7 @@ from thresher.harvest.adapters.open_clip_towers import (
     has_class_token,
     text_blocks,
 )
-from thresher.harvest.adapters.weights import fingerprint_weights, torch_dtype
+from thresher.harvest.adapters.weights import fingerprint_weights, to_plain, torch_dtype
 from thresher.hub import local_copy
 
 SCENES = "scenes"
@@ -72,7 +72,7 @@ class OpenClip(HookedModel):
             "pretrained": settings.pretrained,
             "precision": settings.precision,
             "weights": fingerprint_weights(model),
-            "preprocessing": _plain(model.visual.preprocess_cfg),
+            "preprocessing": to_plain(model.visual.preprocess_cfg),
         }
         model = model.eval().requires_grad_(requires_grad=False).to(device=device, dtype=torch_dtype(settings.precision))
         self._transform = transform
@@ -180,8 +180,3 @@ def _special_ids(tokenizer: Any) -> list[int]:
     inner = tokenizer.tokenizer
     found = (inner.bos_token_id, inner.eos_token_id, inner.cls_token_id, inner.sep_token_id, inner.pad_token_id)
     return sorted({int(token) for token in found if token is not None})
-
-
-def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Preprocessing settings as values that JSON can hold."""
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}

@@ -1,11 +1,14 @@
 """Identity of a model's weights, and the torch types of the words that configurations use."""
 
 import hashlib
+import json
+from typing import Any
 
 import torch
 from torch import nn
 
 from thresher.harvest.adapters.base import Precision
+from thresher.runs import canonical_json
 
 
 def torch_dtype(precision: Precision) -> torch.dtype:
@@ -24,3 +27,8 @@ def fingerprint_weights(model: nn.Module) -> str:
         flat = tensor.detach().cpu().contiguous().reshape(-1)
         digest.update(memoryview(flat.view(torch.uint8).numpy()))
     return digest.hexdigest()
+
+
+def to_plain(values: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a library as JSON would give them back: lists for tuples, numbers for enumerations."""
+    return json.loads(canonical_json(values))

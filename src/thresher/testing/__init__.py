@@ -1,0 +1,1 @@
+"""Conformance suites: what an architecture, an adapter or a store must do, as test classes to subclass."""

@@ -1,0 +1,208 @@
+"""What every model adapter must do. Subclass `AdapterSuite` in a test, give it the model and the model's own outputs."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from thresher.data.records import Modality
+from thresher.errors import ModelError
+from thresher.harvest.adapters.base import Adapter, HookPoint, Inputs
+
+TEXTS = ("a red square", "two small green circles on a dark ground", "blue")
+LONG_TEXT = "one word after another and no end " * 400
+
+
+class AdapterSuite:
+    """Laws of adapters. A subclass gives `open_adapter`, `module_path` and `find_own_outputs`."""
+
+    module_path: str
+    """A module inside a tower whose output is one tensor [item, position, d] or [item, d]."""
+
+    def open_adapter(self) -> Adapter:
+        """The adapter under test, on the CPU, in float32."""
+        raise NotImplementedError
+
+    def find_model(self, adapter: Adapter) -> nn.Module:
+        """The model behind the adapter."""
+        model: nn.Module = getattr(adapter, "model")  # noqa: B009 - not every adapter has one
+        return model
+
+    def find_own_outputs(self, model: Any, inputs: Inputs) -> Mapping[str, Tensor]:
+        """What the library itself gives for these inputs, by hook point: `output_hidden_states`, `encode_image`, ..."""
+        raise NotImplementedError
+
+    @pytest.fixture
+    def adapter(self) -> Adapter:
+        """The adapter under test."""
+        return self.open_adapter()
+
+    def test_it_is_an_adapter(self, adapter: Adapter) -> None:
+        assert isinstance(adapter, Adapter)
+        assert adapter.modalities
+        assert len(set(adapter.hook_points)) == len(adapter.hook_points)
+
+    def test_every_hook_point_fires_with_the_shape_of_its_inputs(self, adapter: Adapter) -> None:
+        for modality in adapter.modalities:
+            inputs, points = make_inputs(adapter, modality), resolve_tower(adapter, modality)
+            captured = capture(adapter, inputs, points)
+            n_items, n_positions = inputs.layout.valid.shape
+            for point in points:
+                middle = (n_positions,) if point.level == "tokens" else ()
+                assert captured[point.name].shape == (n_items, *middle, point.width)
+
+    def test_activations_equal_the_models_own_outputs_bit_for_bit(self, adapter: Adapter) -> None:
+        for modality in adapter.modalities:
+            inputs, points = make_inputs(adapter, modality), resolve_tower(adapter, modality)
+            with torch.inference_mode():
+                own = self.find_own_outputs(self.find_model(adapter), inputs)
+            captured = capture(adapter, inputs, points)
+            assert set(own) == set(captured), "find_own_outputs must give every hook point"
+            for name, expected in own.items():
+                assert torch.equal(captured[name], expected), name
+
+    def test_a_module_by_its_path_equals_a_plain_forward_hook(self, adapter: Adapter) -> None:
+        (point,) = adapter.resolve([f"module:{self.module_path}"], adapter.modalities)
+        inputs, seen = make_inputs(adapter, point.modality), []
+        module = self.find_model(adapter).get_submodule(self.module_path)
+        handle = module.register_forward_hook(lambda _module, _args, output: seen.append(output))
+        with torch.inference_mode():
+            adapter.forward(inputs)
+        handle.remove()
+        assert torch.equal(capture(adapter, inputs, [point])[point.name], seen[0])
+
+    def test_no_hook_stays_behind(self, adapter: Adapter) -> None:
+        model = self.find_model(adapter)
+        before = count_hooks(model)
+        points = adapter.resolve(["*"], adapter.modalities)
+        for modality in adapter.modalities:
+            inputs = make_inputs(adapter, modality)
+            mine = [point for point in points if point.modality == modality]
+            capture(adapter, inputs, mine)
+            broken = Inputs(modality, {}, inputs.layout)
+            with pytest.raises((TypeError, KeyError, ValueError)):
+                capture(adapter, broken, mine)
+            with pytest.raises(ZeroDivisionError), adapter.splice(mine[0].name, divide_by_zero):
+                adapter.forward(inputs)
+        assert count_hooks(model) == before
+
+    def test_one_forward_serves_all_hook_points(self, adapter: Adapter) -> None:
+        for modality in adapter.modalities:
+            inputs, points = make_inputs(adapter, modality), resolve_tower(adapter, modality)
+            together = capture(adapter, inputs, points)
+            for point in points:
+                assert torch.equal(capture(adapter, inputs, [point])[point.name], together[point.name])
+
+    def test_rows_of_an_item_do_not_depend_on_its_neighbours(self, adapter: Adapter) -> None:
+        for modality in adapter.modalities:
+            points = resolve_tower(adapter, modality)
+            alone, among = make_inputs(adapter, modality, n=1), make_inputs(adapter, modality)
+            kept = alone.layout.valid[0]
+            n = int(kept.sum())
+            assert n == int(among.layout.valid[0].sum())
+            one, many = capture(adapter, alone, points), capture(adapter, among, points)
+            for point in points:
+                a, b = one[point.name][0], many[point.name][0]
+                if point.level == "tokens":
+                    a, b = a[kept], b[among.layout.valid[0]]
+                torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+    def test_the_summary_position_is_inside_the_item(self, adapter: Adapter) -> None:
+        for modality in adapter.modalities:
+            layout = make_inputs(adapter, modality).layout
+            assert not (layout.special & ~layout.valid).any()
+            if layout.summary is not None:
+                assert ((layout.summary >= 0) & (layout.summary < layout.valid.shape[1])).all()
+            assert (layout.token_id is not None) == (modality == "text")
+
+    def test_no_padding_stands_before_content(self, adapter: Adapter) -> None:
+        if "text" in adapter.modalities:
+            layout = make_inputs(adapter, "text").layout
+            is_after_padding = (~layout.valid).cumsum(dim=1) > 0
+            assert not (layout.valid & ~layout.special & is_after_padding).any()
+
+    def test_a_long_text_is_truncated_and_says_so(self, adapter: Adapter) -> None:
+        if "text" in adapter.modalities:
+            layout = adapter.prepare_texts(["short", LONG_TEXT]).layout
+            assert layout.is_truncated == (False, True)
+            assert layout.valid[1].all()
+
+    def test_splicing_what_was_there_changes_nothing(self, adapter: Adapter) -> None:
+        for modality in adapter.modalities:
+            inputs = make_inputs(adapter, modality)
+            before = run_forward(adapter, inputs)
+            for point in resolve_tower(adapter, modality):
+                with adapter.splice(point.name, lambda activation: activation):
+                    assert torch.equal(run_forward(adapter, inputs), before), point.name
+
+    def test_splicing_zeros_changes_the_output_and_only_while_it_lasts(self, adapter: Adapter) -> None:
+        for modality in adapter.modalities:
+            inputs = make_inputs(adapter, modality)
+            before = run_forward(adapter, inputs)
+            for point in resolve_tower(adapter, modality):
+                with adapter.splice(point.name, torch.zeros_like):
+                    assert capture(adapter, inputs, [point])[point.name].abs().max() < 1e-5, point.name
+                    assert not torch.allclose(run_forward(adapter, inputs), before), point.name
+                assert torch.equal(run_forward(adapter, inputs), before)
+
+    def test_a_splice_of_another_shape_is_refused(self, adapter: Adapter) -> None:
+        modality = adapter.modalities[0]
+        point = resolve_tower(adapter, modality)[0]
+        with adapter.splice(point.name, lambda activation: activation[..., :1]), pytest.raises(ModelError, match="splice"):
+            run_forward(adapter, make_inputs(adapter, modality))
+
+    def test_an_unknown_name_is_refused_with_the_nearest(self, adapter: Adapter) -> None:
+        known = adapter.hook_points[0]
+        with pytest.raises(ModelError, match=known):
+            adapter.resolve([known + "x"], adapter.modalities)
+
+    def test_globs_give_each_hook_point_once_in_order(self, adapter: Adapter) -> None:
+        points = adapter.resolve(["*", adapter.hook_points[0]], adapter.modalities)
+        assert tuple(point.name for point in points) == adapter.hook_points
+
+    def test_identity_is_plain_and_stable(self, adapter: Adapter) -> None:
+        assert json.loads(json.dumps(dict(adapter.identity))) == dict(adapter.identity)
+        assert dict(self.open_adapter().identity) == dict(adapter.identity)
+        assert len(adapter.identity["weights"]) == 64
+
+
+def make_inputs(adapter: Adapter, modality: Modality, n: int = 3) -> Inputs:
+    """Inputs of `n` items (at most 3), each unlike the others."""
+    if modality == "text":
+        return adapter.prepare_texts(TEXTS[:n])
+    colours = ("red", "#203040", "yellow")
+    images = [Image.linear_gradient("L").resize((40 + 9 * i, 50)).convert("RGB") for i in range(n)]
+    for image, colour in zip(images, colours, strict=False):
+        image.paste(colour, (5, 5, 25, 20))
+    return adapter.prepare_images(images)
+
+
+def resolve_tower(adapter: Adapter, modality: Modality) -> tuple[HookPoint, ...]:
+    """All named hook points of one tower."""
+    return adapter.resolve(["*"], [modality])
+
+
+def capture(adapter: Adapter, inputs: Inputs, points: "tuple[HookPoint, ...] | list[HookPoint]") -> dict[str, Tensor]:
+    """A capture without gradients."""
+    with torch.inference_mode():
+        return adapter.capture(inputs, points)
+
+
+def run_forward(adapter: Adapter, inputs: Inputs) -> Tensor:
+    """The tower's output without gradients."""
+    with torch.inference_mode():
+        return adapter.forward(inputs)
+
+
+def count_hooks(model: nn.Module) -> int:
+    """Forward hooks on all modules of a model."""
+    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
+
+
+def divide_by_zero(activation: Tensor) -> Tensor:
+    """Fails in the middle of a forward pass."""
+    return activation * (1 // 0)

@@ -1,0 +1,183 @@
+"""Every family obeys the laws of adapters, on tiny models and on small trained ones."""
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import Tensor
+
+from thresher.harvest.adapters import Adapter, HFCausalLMModel, HFClipModel, OpenClipModel, open_adapter
+from thresher.harvest.adapters.base import Inputs
+from thresher.testing.adapter import AdapterSuite
+
+CPU = torch.device("cpu")
+DATA = os.environ.get("THRESHER_DATA")
+needs_data = pytest.mark.skipif(DATA is None, reason="needs the trained models in THRESHER_DATA")
+
+
+class OpenClipSuite(AdapterSuite):
+    module_path = "visual.transformer.resblocks.1.mlp"
+    folder: Path
+
+    def open_adapter(self) -> Adapter:
+        return open_adapter(OpenClipModel(name=f"local-dir:{self.folder}"), CPU)
+
+    def find_own_outputs(self, model: Any, inputs: Inputs) -> Mapping[str, Tensor]:
+        if inputs.modality == "image":
+            pixels = inputs.tensors["pixels"]
+            return watch(model.visual.transformer.resblocks, "vision", lambda: model.encode_image(pixels)) | {
+                "vision.pooled": own_vision_pooled(model.visual, pixels)
+            }
+        ids = inputs.tensors["ids"]
+        text = getattr(model, "text", model)
+        return watch(text.transformer.resblocks, "text", lambda: model.encode_text(ids)) | {
+            "text.pooled": own_text_pooled(model, ids)
+        }
+
+
+def watch(blocks: Any, prefix: str, forward: Callable[[], Tensor]) -> dict[str, Tensor]:
+    """Outputs of blocks by plain hooks, and what `forward` returns as the embedding."""
+    seen: dict[str, Tensor] = {}
+    handles = [
+        block.register_forward_hook(lambda _m, _a, output, i=i: seen.update({f"{prefix}.{i}": output}))
+        for i, block in enumerate(blocks)
+    ]
+    seen[f"{prefix}.embed"] = forward()
+    for handle in handles:
+        handle.remove()
+    return seen
+
+
+def own_vision_pooled(visual: Any, pixels: Tensor) -> Tensor:
+    projection, visual.proj = visual.proj, None
+    pooled = visual(pixels)
+    visual.proj = projection
+    return pooled
+
+
+def own_text_pooled(model: Any, ids: Tensor) -> Tensor:
+    text = getattr(model, "text", model)
+    projection, text.text_projection = text.text_projection, None
+    pooled = model.encode_text(ids)
+    text.text_projection = projection
+    return pooled
+
+
+class TestOpenClip(OpenClipSuite):
+    @pytest.fixture(autouse=True)
+    def use_folder(self, open_clip_folder: Path) -> None:
+        self.folder = open_clip_folder
+
+
+class TestOpenClipWithMeanPooling(OpenClipSuite):
+    @pytest.fixture(autouse=True)
+    def use_folder(self, make_open_clip: Callable[..., Path]) -> None:
+        text = {"pool_type": "last", "no_causal_mask": True}
+        self.folder = make_open_clip({"pool_type": "avg"}, text, custom_text=True)
+
+
+class TestOpenClipWithPoolingBeforeTheNorm(OpenClipSuite):
+    @pytest.fixture(autouse=True)
+    def use_folder(self, make_open_clip: Callable[..., Path]) -> None:
+        self.folder = make_open_clip({"final_ln_after_pool": True}, {"pool_type": "argmax"})
+
+
+class TestOpenClipWithAnAppendedTextToken(OpenClipSuite):
+    @pytest.fixture(autouse=True)
+    def use_folder(self, make_open_clip: Callable[..., Path]) -> None:
+        vision = {"attentional_pool": True, "attn_pooler_queries": 4, "attn_pooler_heads": 2}
+        self.folder = make_open_clip(vision, {"embed_cls": True}, custom_text=True)
+
+
+class HFClipSuite(AdapterSuite):
+    module_path = "vision_model.encoder.layers.1.mlp"
+    folder: Path
+    is_siglip = False
+
+    def open_adapter(self) -> Adapter:
+        return open_adapter(HFClipModel(name=str(self.folder)), CPU)
+
+    def find_own_outputs(self, model: Any, inputs: Inputs) -> Mapping[str, Tensor]:
+        prefix = "vision" if inputs.modality == "image" else "text"
+        tower = model.vision_model if inputs.modality == "image" else model.text_model
+        found = tower(**inputs.tensors, output_hidden_states=True)
+        blocks = {f"{prefix}.{i}": state for i, state in enumerate(found.hidden_states[1:])}
+        features = model.get_image_features if inputs.modality == "image" else model.get_text_features
+        embed = features(**inputs.tensors)
+        embed = embed if isinstance(embed, Tensor) else embed.pooler_output
+        return blocks | {f"{prefix}.pooled": found.pooler_output, f"{prefix}.embed": embed}
+
+
+class TestHFClip(HFClipSuite):
+    @pytest.fixture(autouse=True)
+    def use_folder(self, hf_clip_folder: Path) -> None:
+        self.folder = hf_clip_folder
+
+
+class TestHFClipWithTheOldEOS(HFClipSuite):
+    @pytest.fixture(autouse=True)
+    def use_folder(self, make_hf_clip: Callable[..., Path]) -> None:
+        self.folder = make_hf_clip(("<pad>", "<bos>", "<eos>"), eos=2)
+
+
+class TestSiglip(HFClipSuite):
+    @pytest.fixture(autouse=True)
+    def use_folder(self, siglip_folder: Path) -> None:
+        self.folder = siglip_folder
+
+
+@needs_data
+class TestTrainedHFClip(HFClipSuite):
+    folder = Path(DATA or "") / "clip-tiny-hf"
+
+
+class CausalLMSuite(AdapterSuite):
+    folder: Path
+
+    def open_adapter(self) -> Adapter:
+        return open_adapter(HFCausalLMModel(name=str(self.folder)), CPU)
+
+    def find_own_outputs(self, model: Any, inputs: Inputs) -> Mapping[str, Tensor]:
+        states = model(**inputs.tensors, output_hidden_states=True, use_cache=False).hidden_states
+        n_blocks = len(states) - 1
+        # The last hidden state of transformers is taken after the final norm: the last block has to be watched.
+        lists = [m for m in model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == n_blocks]
+        last: list[Any] = []
+        handle = lists[0][-1].register_forward_hook(lambda _m, _a, output: last.append(output))
+        model(**inputs.tensors, use_cache=False)
+        handle.remove()
+        output = last[0][0] if isinstance(last[0], tuple) else last[0]
+        blocks = {f"text.{i}": state for i, state in enumerate(states[1:-1])}
+        return blocks | {f"text.{n_blocks - 1}": output, "text.final": states[-1]}
+
+
+class TestLlama(CausalLMSuite):
+    module_path = "model.layers.1.mlp"
+
+    @pytest.fixture(autouse=True)
+    def use_folder(self, llama_folder: Path) -> None:
+        self.folder = llama_folder
+
+
+class TestGPT2(CausalLMSuite):
+    module_path = "transformer.h.1.mlp"
+
+    @pytest.fixture(autouse=True)
+    def use_folder(self, make_causal_lm: Callable[..., Path]) -> None:
+        self.folder = make_causal_lm(make_gpt2_config, with_bos=False)
+
+
+@needs_data
+class TestTrainedLlama(CausalLMSuite):
+    module_path = "model.layers.3.mlp"
+    folder = Path(DATA or "") / "stories260K-hf"
+
+
+def make_gpt2_config(vocabulary: int) -> Any:
+    return transformers.GPT2Config(
+        vocab_size=vocabulary, n_embd=32, n_layer=3, n_head=2, n_positions=24, bos_token_id=0, eos_token_id=0
+    )
