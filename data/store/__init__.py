@@ -1,7 +1,7 @@
 """The activation store: zarr v3 for activations, Parquet for items; written once, verified, read at the speed of the disk."""
 
 from thresher.data.store.bfloat16 import register
-from thresher.data.store.describe import StoreSummary, describe_store, list_stores
+from thresher.data.store.describe import describe_store, list_stores
 from thresher.data.store.moments import Moments
 from thresher.data.store.reader import Store, open_store
 from thresher.data.store.schema import Batch, Dtype, HookPointInfo, HookPointSpec, Item, Rows
@@ -17,7 +17,6 @@ __all__ = [
     "Moments",
     "Rows",
     "Store",
-    "StoreSummary",
     "StoreWriter",
     "describe_store",
     "list_stores",

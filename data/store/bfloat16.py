@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self, TypeGuard
+from typing import Any, ClassVar, Literal, TypeGuard
 
 import ml_dtypes
 import numpy as np
@@ -28,7 +28,7 @@ class BFloat16(ZDType[Any, Any], HasEndianness, HasItemSize):
         return 2
 
     @classmethod
-    def from_native_dtype(cls, dtype: "np.dtype[Any]") -> Self:
+    def from_native_dtype(cls, dtype: "np.dtype[Any]") -> "BFloat16":
         """The data type of a numpy dtype; DataTypeValidationError for any but bfloat16."""
         if dtype != NATIVE:
             raise DataTypeValidationError(f"{dtype} is not bfloat16")
@@ -39,11 +39,11 @@ class BFloat16(ZDType[Any, Any], HasEndianness, HasItemSize):
         return NATIVE
 
     @classmethod
-    def _from_json_v2(cls, data: Any) -> Self:
+    def _from_json_v2(cls, data: Any) -> "BFloat16":
         raise DataTypeValidationError(f"{data!r}: bfloat16 exists in zarr v3 only")
 
     @classmethod
-    def _from_json_v3(cls, data: Any) -> Self:
+    def _from_json_v3(cls, data: Any) -> "BFloat16":
         if data != cls._zarr_v3_name and data != {"name": cls._zarr_v3_name}:
             raise DataTypeValidationError(f"{data!r} is not bfloat16")
         return cls()

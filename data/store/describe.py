@@ -1,26 +1,11 @@
 """What a store holds, in plain values for the command line."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from thresher.data.store.layout import RUN
 from thresher.data.store.reader import Store, open_store
 from thresher.errors import StoreError
-
-
-class StoreSummary(NamedTuple):
-    """One line of a list of stores."""
-
-    path: Path
-    is_complete: bool
-    n_hook_points: int
-    rows: int
-    """Of all hook points."""
-    bytes: int
-    """Of all files of the committed store."""
-    problem: str | None
-    """Why it cannot be opened; then the numbers are 0."""
 
 
 def describe_store(path: Path) -> dict[str, Any]:
@@ -42,22 +27,57 @@ def describe_store(path: Path) -> dict[str, Any]:
     }
 
 
-def list_stores(folder: Path) -> list[StoreSummary]:
-    """The stores in a folder and the folders in it, at any depth, in order of their paths."""
-    found = sorted(run.parent for run in folder.rglob(RUN) if not run.parent.name.startswith("."))
+def list_stores(folder: Path) -> list[dict[str, Any]]:
+    """One line of plain values for each store in a folder or below it, in order of their paths.
+
+    A store that cannot be opened has its `problem` told instead of its content.
+    """
+    found = sorted(run.parent for run in folder.rglob(RUN) if _is_store(run))
     return [_summarize(path) for path in found]
 
 
-def _summarize(path: Path) -> StoreSummary:
+def _is_store(run: Path) -> bool:
+    return (run.parent / "commits").is_dir() or (run.parent / "acts.zarr").is_dir()
+
+
+def _summarize(path: Path) -> dict[str, Any]:
     try:
         store = open_store(path, incomplete="prefix")
     except StoreError as error:
-        return StoreSummary(path, is_complete=False, n_hook_points=0, rows=0, bytes=0, problem=str(error))
-    rows = sum(info.rows for info in store.hook_points.values())
-    return StoreSummary(path, store.is_complete, len(store.hook_points), rows, store.n_bytes, problem=None)
+        return {
+            "path": str(path),
+            "model": "",
+            "hook_points": "",
+            "rows": 0,
+            "size": "",
+            "complete": False,
+            "problem": str(error),
+        }
+    return {
+        "path": str(path),
+        "model": _name_model(store.identity.get("model")),
+        "hook_points": ", ".join(store.hook_points),
+        "rows": sum(info.rows for info in store.hook_points.values()),
+        "size": _format_bytes(store.n_bytes),
+        "complete": store.is_complete,
+        "problem": "",
+    }
 
 
-def _describe_hook_point(store: Store, name: str) -> Mapping[str, Any]:
+def _name_model(model: Any) -> str:
+    """The model of an identity in a few words: its name, or the values of its settings."""
+    if not isinstance(model, dict):
+        return "" if model is None else str(model)
+    return " ".join(str(value) for value in model.values() if isinstance(value, str))
+
+
+def _format_bytes(n: int) -> str:
+    units = ("B", "kB", "MB", "GB", "TB")
+    power = min(len(units) - 1, max(0, len(str(n)) - 1) // 3)
+    return f"{n / 1000**power:.3g} {units[power]}"
+
+
+def _describe_hook_point(store: Store, name: str) -> dict[str, Any]:
     info, moments = store.hook_points[name], store.moments(name)
     return {
         **{key: value for key, value in info._asdict().items() if key != "name"},

@@ -81,18 +81,18 @@ def combine_moments(root: Path, header: Header, committed: Committed) -> dict[st
     """Hook point -> moments of all committed rows, from those of the blocks in their order."""
     total = {spec.name: moments.empty_state(spec.width) for spec in header.hook_points}
     for space, commits in committed.spaces.items():
-        widths = {spec.name: spec.width for spec in header.hook_points if spec.space == space}
-        for block in _block_moments(root, commits, widths):
+        names = [spec.name for spec in header.hook_points if spec.space == space]
+        for block in _block_moments(root, commits, names):
             for name, state in block.items():
                 total[name] = moments.add_state(total[name], state)
     return total
 
 
-def _block_moments(root: Path, commits: Sequence[Commit], widths: Mapping[str, int]) -> Iterator[dict[str, moments.State]]:
+def _block_moments(root: Path, commits: Sequence[Commit], names: Sequence[str]) -> Iterator[dict[str, moments.State]]:
     for commit in commits:
         for path in commit.files:
             if path.startswith("moments/"):
-                yield moments.load_states((root / path).read_bytes(), widths)
+                yield moments.load_states((root / path).read_bytes(), names)
 
 
 def _measure(path: Path) -> StoredFile:

@@ -1,6 +1,6 @@
 """Moments of the activations of a hook point, accumulated while they are written."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,11 +46,11 @@ class Moments:
 def empty_state(width: int) -> State:
     """The state of no rows."""
     return {
-        "count": np.zeros((), np.int64),
+        "count": np.zeros(1, np.int64),
         "sum": np.zeros(width, np.float64),
         "sum_of_squares": np.zeros(width, np.float64),
-        "sum_of_norms": np.zeros((), np.float64),
-        "max_abs": np.zeros((), np.float32),
+        "sum_of_norms": np.zeros(1, np.float64),
+        "max_abs": np.zeros(1, np.float32),
         "norm_range": np.array([np.inf, -np.inf], np.float32),
         "norm_histogram": np.zeros(N_BINS, np.int64),
     }
@@ -69,7 +69,7 @@ def add_rows(state: State, rows: npt.NDArray[Any]) -> None:
         state["sum"] += _sum_rows(part)
         state["sum_of_squares"] += _sum_rows(squares)
         state["sum_of_norms"] += norms.sum(dtype=np.float64)
-        state["max_abs"] = np.maximum(state["max_abs"], np.sqrt(squares.max()))
+        state["max_abs"] = np.maximum(state["max_abs"], np.sqrt(squares.max()), dtype=np.float32)
         low, high = state["norm_range"]
         state["norm_range"] = np.array([min(low, norms.min()), max(high, norms.max())], np.float32)
         bins = (norms.view(np.uint32) >> MANTISSA_BITS).astype(np.int64) - FIRST_BIN
@@ -94,33 +94,27 @@ def add_state(first: State, second: State) -> State:
 
 def summarize(state: State) -> Moments:
     """The moments of a state; zeros when it has no rows."""
-    count = int(state["count"])
+    count = int(state["count"][0])
     n = max(count, 1)
     return Moments(
         count=count,
         mean=state["sum"] / n,
         second_moment=state["sum_of_squares"] / n,
-        mean_norm=float(state["sum_of_norms"]) / n,
-        max_abs=float(state["max_abs"]),
+        mean_norm=float(state["sum_of_norms"][0]) / n,
+        max_abs=float(state["max_abs"][0]),
         norm_quantiles={quantile: _norm_quantile(state, quantile) for quantile in QUANTILES},
     )
 
 
 def dump_states(states: Mapping[str, State]) -> bytes:
     """Hook point -> state as safetensors; tensors are called `<hook point>/<name>`."""
-    return safetensors.save(
-        {f"{hook}/{name}": np.atleast_1d(value) for hook, state in states.items() for name, value in state.items()}
-    )
+    return safetensors.save({f"{hook}/{name}": value for hook, state in states.items() for name, value in state.items()})
 
 
-def load_states(data: bytes, widths: Mapping[str, int]) -> dict[str, State]:
+def load_states(data: bytes, hook_points: Iterable[str]) -> dict[str, State]:
     """What `dump_states` wrote."""
     tensors = safetensors.load(data)
-    empty = empty_state(1)
-    return {
-        hook: {name: tensors[f"{hook}/{name}"].reshape(() if empty[name].ndim == 0 else -1) for name in empty}
-        for hook in widths
-    }
+    return {hook: {name: tensors[f"{hook}/{name}"] for name in empty_state(1)} for hook in hook_points}
 
 
 def _sum_rows(rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
@@ -130,7 +124,7 @@ def _sum_rows(rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
 
 
 def _norm_quantile(state: State, quantile: float) -> float:
-    count = int(state["count"])
+    count = int(state["count"][0])
     if count == 0:
         return 0.0
     low, high = (float(value) for value in state["norm_range"])

@@ -134,8 +134,7 @@ class Store:
     def _moments(self) -> Mapping[str, State]:
         if not self.is_complete:
             return combine_moments(self.path, self._header, self._committed)
-        widths = {spec.name: spec.width for spec in self._header.hook_points}
-        return load_states((self.path / MOMENTS).read_bytes(), widths)
+        return load_states((self.path / MOMENTS).read_bytes(), self.hook_points)
 
     @property
     def n_bytes(self) -> int:

@@ -7,7 +7,7 @@ import struct
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import crc32c
 import numpy as np
@@ -19,20 +19,6 @@ from thresher.errors import StoreError
 
 OPEN_SHARDS = 256
 """File descriptors that an array keeps open."""
-
-
-class ArrayReader(Protocol):
-    """Reads rows of an array whose first axis is `row`."""
-
-    dtype: "np.dtype[Any]"
-    """numpy type of the bytes; bfloat16 is read as uint16."""
-    shape: tuple[int, ...]
-    chunk_rows: int
-    """Rows that lie together on disk."""
-
-    def read_into(self, start: int, out: npt.NDArray[Any]) -> None:
-        """Fill `out` [row, ...] with the rows from `start` on."""
-        ...
 
 
 class _Shape(NamedTuple):
@@ -136,6 +122,10 @@ class ZarrArray:
         """Fill `out` [row, ...] with the rows from `start` on."""
         values = np.asarray(self._array[start : start + len(out)])
         out[...] = values.view(np.uint16) if values.dtype.name == "bfloat16" else values
+
+
+ArrayReader = ShardedArray | ZarrArray
+"""Reads rows of an array whose first axis is `row`; bfloat16 as uint16."""
 
 
 def open_array(path: Path) -> ArrayReader:

@@ -1,5 +1,6 @@
 """Writes the rows of one row space: a shard of every array makes a block, a commit record makes it part of the store."""
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -143,7 +144,8 @@ class SpaceWriter:
         if self._filled:
             paths = [column.spec.shard_path(self._block) for column in self._columns]
             with ThreadPoolExecutor(min(SYNCS, len(paths))) as pool:
-                files.update(zip(paths, pool.map(lambda column: column.finish_shard(self._block), self._columns), strict=True))
+                stored = pool.map(Column.finish_shard, self._columns, itertools.repeat(self._block))
+                files.update(zip(paths, stored, strict=True))
             states = {c.spec.hook_point: c.moments for c in self._columns if c.spec.hook_point is not None}
             path = moments_path(self.space, self._block)
             files[path] = write_file(self._root / path, [moments.dump_states(states)])
