@@ -35,8 +35,8 @@ class BFloat16(ZDType[Any, Any], HasEndianness, HasItemSize):
         return cls()
 
     def to_native_dtype(self) -> "np.dtype[Any]":
-        """The numpy dtype."""
-        return NATIVE
+        """The numpy dtype, in the byte order of the codec."""
+        return NATIVE.newbyteorder(">") if self.endianness == "big" else NATIVE
 
     @classmethod
     def _from_json_v2(cls, data: Any) -> "BFloat16":
