@@ -1,0 +1,40 @@
+"""The architectures: one file each, with its config and its module. The union is the registry."""
+
+from typing import Annotated
+
+import pydantic
+import torch
+
+from thresher.train.arch.batch_topk import BatchTopK, BatchTopKSAE
+from thresher.train.arch.jumprelu import JumpRelu, JumpReluSAE
+from thresher.train.arch.matryoshka import Matryoshka, MatryoshkaSAE
+from thresher.train.arch.mp import MatchingPursuit, MatchingPursuitSAE
+from thresher.train.arch.relu import Relu, ReluSAE
+from thresher.train.arch.topk import TopK, TopKSAE
+from thresher.train.protocol import SAE
+
+Architecture = Annotated[
+    MatchingPursuit | Relu | TopK | BatchTopK | JumpRelu | Matryoshka, pydantic.Field(discriminator="kind")
+]
+"""Config of any architecture; its `kind` says which."""
+
+
+def build(config: Architecture, d_in: int, seed: int) -> SAE:
+    """The untrained module of `config` for activations of width `d_in`; equal seeds give equal parameters."""
+    generator = torch.Generator().manual_seed(seed)
+    match config:
+        case MatchingPursuit():
+            return MatchingPursuitSAE(config, d_in, generator)
+        case Relu():
+            return ReluSAE(config, d_in, generator)
+        case TopK():
+            return TopKSAE(config, d_in, generator)
+        case BatchTopK():
+            return BatchTopKSAE(config, d_in, generator)
+        case JumpRelu():
+            return JumpReluSAE(config, d_in, generator)
+        case Matryoshka():
+            return MatryoshkaSAE(config, d_in, generator)
+
+
+__all__ = ["Architecture", "BatchTopK", "JumpRelu", "MatchingPursuit", "Matryoshka", "Relu", "TopK", "build"]

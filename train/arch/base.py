@@ -1,0 +1,155 @@
+"""What the architectures share: the dictionary, the decoder, idle atoms, the linear encoder and its auxiliary loss."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from thresher.config import config
+from thresher.errors import ConfigError
+from thresher.train.kernels import Codes, sparse_decode, sparse_encode
+from thresher.train.protocol import Stats
+
+
+@config
+class Dictionary:
+    """Fields of every architecture."""
+
+    d_sae: int = 4096
+    """Dictionary size: number of atoms."""
+    dead_after: int = 1_000_000
+    """An atom that has not fired for this many training rows counts as dead."""
+
+    def __post_init__(self) -> None:
+        if self.d_sae < 1:
+            raise ConfigError(f"d_sae={self.d_sae}: a dictionary needs at least one atom")
+        if self.dead_after < 1:
+            raise ConfigError(f"dead_after={self.dead_after}: count at least one row")
+
+
+class Coder(nn.Module):
+    """A unit-norm dictionary, a decoder with bias, and a count of how long each atom has been idle."""
+
+    idle: Tensor
+
+    def __init__(self, d_in: int, settings: Dictionary, generator: torch.Generator) -> None:
+        """Draw the atoms uniformly on the sphere; the bias starts at zero (centring is the normaliser's work)."""
+        super().__init__()
+        atoms = torch.randn(settings.d_sae, d_in, generator=generator)
+        self.dictionary = nn.Parameter(functional.normalize(atoms, dim=1))
+        self.bias = nn.Parameter(torch.zeros(d_in))
+        self.dead_after = settings.dead_after
+        self.register_buffer("idle", torch.zeros(settings.d_sae, dtype=torch.int64))
+
+    @property
+    def d_in(self) -> int:
+        """Width of an activation."""
+        return self.dictionary.shape[1]
+
+    @property
+    def d_sae(self) -> int:
+        """Number of atoms."""
+        return self.dictionary.shape[0]
+
+    def decode(self, codes: Codes) -> Float[Tensor, "row d_in"]:
+        """Sum of the atoms weighted by their values, plus the bias."""
+        return sparse_decode(codes, self.dictionary) + self.bias
+
+    @torch.no_grad()
+    def constrain(self) -> None:
+        """Scale every atom back to unit norm."""
+        functional.normalize(self.dictionary, dim=1, out=self.dictionary.data)
+
+    def observe(self, stats: Stats) -> None:
+        """Count the rows since each atom last fired."""
+        self.idle.add_(stats.n_rows).masked_fill_(stats.fired, 0)
+
+    def find_dead(self) -> Bool[Tensor, "d_sae"]:
+        """Atoms that have not fired for `dead_after` training rows."""
+        return self.idle >= self.dead_after
+
+    @torch.no_grad()
+    def describe(self, x: Tensor, residual: Tensor, l0: Tensor, fired: Tensor, parts: Mapping[str, Tensor]) -> Stats:
+        """The statistics that every architecture reports, and its own `parts`; `l0` per row, `fired` per atom."""
+        error = residual.square().mean()
+        shared = {
+            "reconstruction": error,
+            "fvu": error / (x - x.mean(0)).square().mean(),
+            "l0": l0.float().mean(),
+            "dead": self.find_dead().float().mean(),
+        }
+        return Stats(shared | {name: part.detach() for name, part in parts.items()}, fired, x.shape[0])
+
+    def atoms(self) -> Float[Tensor, "d_sae d_in"]:
+        """The dictionary, to be used in a loss: its gradient loses the radial part, which `constrain` would undo."""
+        return _Tangent.apply(self.dictionary)  # pyright: ignore[reportReturnType]
+
+
+class _Tangent(torch.autograd.Function):
+    """Identity whose gradient is projected onto the tangent space of the unit spheres that the rows lie on."""
+
+    @staticmethod
+    def forward(ctx: Any, dictionary: Tensor) -> Tensor:
+        ctx.save_for_backward(dictionary)
+        return dictionary.view_as(dictionary)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        (gradient,) = gradients
+        (dictionary,) = ctx.saved_tensors
+        return torch.addcmul(gradient, (gradient * dictionary).sum(1, keepdim=True), dictionary, value=-1)
+
+
+@config
+class LinearEncoder(Dictionary):
+    """Fields of the architectures that revive dead atoms through an auxiliary reconstruction."""
+
+    aux: float = 1 / 32
+    """Weight of the auxiliary loss AuxK (arXiv 2406.04093, A.2): dead atoms reconstruct the error; 0 turns it off."""
+    aux_k: int | None = None
+    """Dead atoms used per row; half of d_in when not given."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.aux < 0:
+            raise ConfigError(f"aux={self.aux}: a weight is not negative")
+        if self.aux_k is not None and not 0 < self.aux_k <= self.d_sae:
+            raise ConfigError(f"aux_k={self.aux_k}: use between 1 and d_sae={self.d_sae} dead atoms per row")
+
+
+class LinearCoder(Coder):
+    """A `Coder` with an affine encoder, untied from the dictionary, applied to the row less the decoder's bias."""
+
+    def __init__(self, d_in: int, settings: Dictionary, generator: torch.Generator) -> None:
+        """Start the encoder as the decoder's transpose (arXiv 2406.04093, A.1), its bias at zero."""
+        super().__init__(d_in, settings, generator)
+        self.encoder = nn.Parameter(self.dictionary.detach().clone())
+        self.encoder_bias = nn.Parameter(torch.zeros(settings.d_sae))
+
+    def preactivate(self, x: Float[Tensor, "row d_in"]) -> Float[Tensor, "row d_sae"]:
+        """Encoder outputs before the nonlinearity."""
+        return functional.linear(x - self.bias, self.encoder, self.encoder_bias)
+
+    def activate(self, x: Float[Tensor, "row d_in"], indices: Tensor) -> Codes:
+        """The positive part of the encoder's outputs at the chosen atoms only; the rest becomes padding."""
+        values = (sparse_encode(x - self.bias, self.encoder, indices) + self.encoder_bias[indices]).relu()
+        return Codes(torch.where(values > 0, indices, 0), values)
+
+    def auxiliary(self, x: Tensor, residual: Tensor, preactivations: Tensor, settings: LinearEncoder) -> Tensor:
+        """AuxK: share of the (detached) error that the `aux_k` most active dead atoms leave unexplained.
+
+        0 while no atom is dead; a GPU computes it nevertheless, because asking would make the host wait.
+        """
+        dead, target = self.find_dead(), residual.detach()
+        is_idle = settings.aux == 0 or x.shape[0] == 0 or (dead.device.type == "cpu" and not bool(dead.any()))
+        if is_idle:
+            return residual.new_zeros(())
+        aux_k = min(settings.aux_k or max(self.d_in // 2, 1), self.d_sae)
+        scores, indices = preactivations.detach().masked_fill(~dead, -torch.inf).topk(aux_k, dim=1)
+        codes = self.activate(x, indices)
+        codes = Codes(codes.indices, torch.where(scores > -torch.inf, codes.values, 0))
+        missed = (target - sparse_decode(codes, self.atoms())).square().sum()
+        return settings.aux * missed / target.square().sum().clamp_min(torch.finfo(target.dtype).tiny) * dead.any()

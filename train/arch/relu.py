@@ -1,0 +1,80 @@
+"""ReLU SAE with an L1 penalty, whose weight may follow a wanted L0."""
+
+import dataclasses
+import math
+from typing import Literal, Self
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from thresher.config import config
+from thresher.errors import ConfigError
+from thresher.train.arch.base import Dictionary, LinearCoder
+from thresher.train.kernels import Codes, pack
+from thresher.train.protocol import Stats
+
+
+@config
+class Relu(Dictionary):
+    """ReLU SAE with an L1 penalty (arXiv 2309.08600), unit-norm atoms."""
+
+    kind: Literal["relu"] = "relu"
+    l1: float = 1.0
+    """Weight of the L1 norm of a code beside the squared error of its row; where it starts when `l0` is given."""
+    l0: float | None = None
+    """Wanted L0; the weight then grows while L0 is above it and shrinks while below."""
+    l0_rate: float = 0.01
+    """Largest lasting change of the weight per batch, relative, reached when L0 is off by a factor of e or more."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.l1 < 0 or (self.l0 is not None and self.l1 == 0):
+            raise ConfigError(f"l1={self.l1}: a weight is not negative, and positive when it has to follow l0={self.l0}")
+        if self.l0 is not None and not 0 < self.l0 <= self.d_sae:
+            raise ConfigError(f"l0={self.l0}: want more than 0 and at most d_sae={self.d_sae}")
+        if not 0 < self.l0_rate < 1:
+            raise ConfigError(f"l0_rate={self.l0_rate}: give a number between 0 and 1")
+
+    def with_l0(self, target: float) -> Self:
+        """The same, set to reach `target` active atoms per row: by an adaptive penalty."""
+        return dataclasses.replace(self, l0=target)
+
+
+class ReluSAE(LinearCoder):
+    """Every positive encoder output is active; the penalty makes few of them positive."""
+
+    l1: Tensor
+    l1_base: Tensor
+
+    def __init__(self, settings: Relu, d_in: int, generator: torch.Generator) -> None:
+        super().__init__(d_in, settings, generator)
+        self.settings = settings
+        self.register_buffer("l1_base", torch.tensor(float(settings.l1)))
+        self.register_buffer("l1", torch.tensor(float(settings.l1)))
+
+    def encode(self, x: Float[Tensor, "row d_in"], k: int | None = None) -> Codes:
+        """The positive outputs, largest first; the `k` largest when `k` is given."""
+        return pack(self.preactivate(x).relu(), k)
+
+    def loss(self, x: Float[Tensor, "row d_in"]) -> tuple[Float[Tensor, ""], Stats]:
+        """(||x - x_hat||^2 + l1 ||z||_1) / d_in, mean over rows."""
+        activations = self.preactivate(x).relu()
+        residual = x - activations @ self.atoms() - self.bias
+        sparsity = self.l1 * activations.sum(1).mean() / self.d_in
+        loss = residual.square().mean() + sparsity
+        is_active = activations.detach() > 0
+        parts = {"loss": loss, "sparsity": sparsity, "l1": self.l1}
+        return loss, self.describe(x, residual, is_active.sum(1), is_active.any(0), parts)
+
+    def observe(self, stats: Stats) -> None:
+        """Set the weight so that L0 moves to the wanted one.
+
+        A proportional-integral rule in logarithms: l1_base follows by at most exp(l0_rate) per batch, and l1 differs from it
+        by the present excess (at most a factor of e), without which L0 swings around the target (measured).
+        """
+        super().observe(stats)
+        if self.settings.l0 is not None:
+            excess = (stats.parts["l0"].clamp_min(1e-3).log() - math.log(self.settings.l0)).clamp(-1, 1)
+            self.l1_base.mul_((self.settings.l0_rate * excess).exp())
+            self.l1.copy_(self.l1_base * excess.exp())

@@ -1,0 +1,174 @@
+"""Trained dictionaries on disk: `config.json` and `model.safetensors`."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from thresher.config import to_dict, validate
+from thresher.errors import CheckpointError
+from thresher.files import write_atomic
+from thresher.runs import canonical_json
+from thresher.train.arch import build
+from thresher.train.codes import Codes
+from thresher.train.config import TrainConfig
+from thresher.train.normalize import Normalizer
+from thresher.train.protocol import SAE
+
+FORMAT = "thresher-sae"
+VERSION = 1
+CONFIG = "config.json"
+MODEL = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class TrainedSAE:
+    """A dictionary with all that is needed to apply it to raw activations."""
+
+    sae: SAE
+    normalizer: Normalizer
+    config: TrainConfig
+    """The training run; `config.sae` is the architecture, `config.stream.holdout` and `config.seed` the held-out split."""
+    store_fingerprint: str
+    store_identity: Mapping[str, Any]
+    """What was harvested into the store: model, source, hook points."""
+    evaluation: Mapping[str, Any]
+    """Last evaluation on held-out rows: the fields of `Evaluation`, pooled, and by hook point under `hook_points`."""
+    iteration: int
+    """Iterations done."""
+    is_finished: bool
+    """Whether the run reached its budget."""
+
+    @property
+    def hook_points(self) -> tuple[str, ...]:
+        """Hook points that it was fitted to."""
+        return self.config.hook_points
+
+    @property
+    def d_in(self) -> int:
+        """Width of an activation."""
+        return self.sae.d_in
+
+    @torch.no_grad()
+    def encode(self, x: Float[Tensor, "row d_in"], hook_point: str, k: int | None = None) -> Codes:
+        """Codes of raw activations of a hook point, computed in float32 on the dictionary's device."""
+        group = self._index(hook_point)
+        if x.shape[1] != self.d_in:
+            raise CheckpointError(f"{hook_point}: rows of width {x.shape[1]} for a dictionary of width {self.d_in}")
+        x = x.to(self.sae.dictionary.device, torch.float32)
+        return self.sae.encode(self.normalizer.normalize(x, group), k)
+
+    @torch.no_grad()
+    def decode(self, codes: Codes, hook_point: str) -> Float[Tensor, "row d_in"]:
+        """Raw activations that the codes stand for (unit-norm ones if the normaliser brings rows to unit norm)."""
+        return self.normalizer.invert(self.sae.decode(codes), self._index(hook_point))
+
+    def _index(self, hook_point: str) -> int:
+        if hook_point not in self.hook_points:
+            raise CheckpointError(f"{hook_point}: the dictionary was fitted to {', '.join(self.hook_points)}")
+        return self.hook_points.index(hook_point)
+
+
+def save_sae(folder: Path, trained: TrainedSAE) -> None:
+    """Write the checkpoint; each of the two files is replaced as a whole, the configuration last."""
+    module = cast(nn.Module, trained.sae)
+    tensors = {f"sae.{name}": tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
+    tensors |= {"normalizer.mean": trained.normalizer.mean.cpu(), "normalizer.scale": trained.normalizer.scale.cpu()}
+    description = {
+        "format": FORMAT,
+        "version": VERSION,
+        "d_in": trained.d_in,
+        "architecture": to_dict(trained.config.sae),
+        "hook_points": list(trained.hook_points),
+        "normalizer": {"is_unit": trained.normalizer.is_unit} | to_dict(trained.config.normalize),
+        "store": {"fingerprint": trained.store_fingerprint, "identity": dict(trained.store_identity)},
+        "training": to_dict(trained.config),
+        "evaluation": dict(trained.evaluation),
+        "iteration": trained.iteration,
+        "is_finished": trained.is_finished,
+    }
+    write_atomic(folder / MODEL, [save(tensors, {"format": "pt", "iteration": str(trained.iteration)})])
+    write_atomic(folder / CONFIG, [canonical_json(description)])
+
+
+def load_sae(folder: Path, device: str | torch.device = "cpu") -> TrainedSAE:
+    """Read a checkpoint. Raises CheckpointError: files missing or damaged, another version, tensors that do not fit."""
+    description = read_description(folder)
+    where = str(folder / CONFIG)
+    try:
+        config = validate(TrainConfig, description["training"], where)
+        tensors = load_file(folder / MODEL, device=str(device))
+        sae = build(config.sae, int(description["d_in"]), config.seed)
+        module = cast(nn.Module, sae).to(device)
+        prefix = "sae."
+        module.load_state_dict({name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)})
+        normalizer = Normalizer(
+            bool(description["normalizer"]["is_unit"]), tensors["normalizer.mean"], tensors["normalizer.scale"]
+        )
+        return TrainedSAE(
+            sae=sae,
+            normalizer=normalizer,
+            config=config,
+            store_fingerprint=description["store"]["fingerprint"],
+            store_identity=description["store"]["identity"],
+            evaluation=description["evaluation"],
+            iteration=description["iteration"],
+            is_finished=description["is_finished"],
+        )
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{folder}: {MODEL} is missing; run the training again") from error
+    except (SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{folder}: cannot be loaded ({error}); run the training again") from error
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    """The checked contents of `config.json`. Raises CheckpointError: no checkpoint, not ours, or of another version."""
+    path = folder / CONFIG
+    try:
+        description = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{folder}: no checkpoint of a dictionary: {CONFIG} is missing; train one first") from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error}); run the training again") from error
+    if not isinstance(description, dict) or description.get("format") != FORMAT:
+        raise CheckpointError(f"{path}: not a checkpoint of thresher; expected a JSON object with format {FORMAT!r}")
+    if description.get("version") != VERSION:
+        raise CheckpointError(
+            f"{path}: format version {description.get('version')!r}, this thresher reads {VERSION}; train again or use the "
+            "thresher that wrote it"
+        )
+    return cast(dict[str, Any], description)
+
+
+def describe_sae(folder: Path) -> dict[str, Any]:
+    """What a checkpoint is, as plain values, without loading its tensors. Raises CheckpointError."""
+    description = read_description(folder)
+    model = folder / MODEL
+    if not model.is_file():
+        raise CheckpointError(f"{folder}: {MODEL} is missing; run the training again")
+    shown = ("architecture", "d_in", "hook_points", "normalizer", "store", "evaluation", "iteration", "is_finished")
+    training = description["training"]
+    return {
+        "path": str(folder),
+        "version": description["version"],
+        **{name: description[name] for name in shown},
+        "trained_on": training["store"],
+        "seed": training["seed"],
+        "bytes": model.stat().st_size,
+    }
+
+
+def check_width(trained: TrainedSAE, hook_point: str, width: int) -> None:
+    """Raises CheckpointError when a store's hook point is not as wide as the dictionary."""
+    if width != trained.d_in:
+        raise CheckpointError(
+            f"{hook_point}: the store has rows of width {width}, the dictionary was fitted to width {trained.d_in}; "
+            "choose the hook point it was trained on or train one for this store"
+        )

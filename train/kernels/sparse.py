@@ -1,0 +1,92 @@
+"""Products of sparse codes with dictionaries, and their gradients, without a [row, d_sae] tensor."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+from thresher.train.kernels.codes import Codes
+
+GATHERED_AT_ONCE = {"cpu": 2**20, "cuda": 2**28}
+"""Numbers of gathered atoms held at once, row by row: [row, k, d_in] never exists as a whole."""
+
+
+def sparse_decode(codes: Codes, dictionary: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, "row d_in"]:
+    """Sum of each row's atoms weighted by its values; differentiable in values and dictionary."""
+    return _Decode.apply(codes.values, codes.indices, dictionary)  # pyright: ignore[reportReturnType]
+
+
+def sparse_encode(
+    x: Float[Tensor, "row d_in"], weight: Float[Tensor, "d_sae d_in"], indices: Int[Tensor, "row k"]
+) -> Float[Tensor, "row k"]:
+    """Inner products of each row with the chosen rows of `weight` only; differentiable in x and weight."""
+    return _Encode.apply(x, weight, indices)  # pyright: ignore[reportReturnType]
+
+
+class _Decode(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, indices: Tensor, dictionary: Tensor) -> Tensor:
+        ctx.save_for_backward(values, indices, dictionary)
+        return _sum_atoms(values, indices, dictionary)
+
+    @staticmethod
+    @once_differentiable  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None, Tensor | None]:
+        (gradient,) = gradients
+        values, indices, dictionary = ctx.saved_tensors
+        needs_values, _, needs_dictionary = ctx.needs_input_grad
+        return (
+            _dot_atoms(gradient, dictionary, indices) if needs_values else None,
+            None,
+            _scatter_rows(values, indices, gradient, dictionary.shape[0]) if needs_dictionary else None,
+        )
+
+
+class _Encode(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, indices: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight, indices)
+        return _dot_atoms(x, weight, indices)
+
+    @staticmethod
+    @once_differentiable  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        (gradient,) = gradients
+        x, weight, indices = ctx.saved_tensors
+        needs_x, needs_weight, _ = ctx.needs_input_grad
+        return (
+            _sum_atoms(gradient, indices, weight) if needs_x else None,
+            _scatter_rows(gradient, indices, x, weight.shape[0]) if needs_weight else None,
+            None,
+        )
+
+
+def _sum_atoms(values: Tensor, indices: Tensor, atoms: Tensor) -> Tensor:
+    """[row, d_in]: sum over k of values times atoms."""
+    return functional.embedding_bag(indices, atoms, per_sample_weights=values.contiguous(), mode="sum")
+
+
+def _dot_atoms(x: Tensor, atoms: Tensor, indices: Tensor) -> Tensor:
+    """[row, k]: inner products of each row with its atoms."""
+    found = torch.empty(indices.shape, dtype=x.dtype, device=x.device)
+    for rows in _chunks(indices, x.shape[1]):
+        found[rows] = torch.bmm(atoms[indices[rows]], x[rows, :, None])[:, :, 0]
+    return found
+
+
+def _scatter_rows(values: Tensor, indices: Tensor, x: Tensor, n_atoms: int) -> Tensor:
+    """[d_sae, d_in]: sum over rows and k of values times the row, at the atom."""
+    total = torch.zeros(n_atoms, x.shape[1], dtype=x.dtype, device=x.device)
+    for rows in _chunks(indices, x.shape[1]):
+        total.index_add_(0, indices[rows].flatten(), (values[rows, :, None] * x[rows, None, :]).flatten(0, 1))
+    return total
+
+
+def _chunks(indices: Tensor, d_in: int) -> Iterator[slice]:
+    at_once = GATHERED_AT_ONCE.get(indices.device.type, GATHERED_AT_ONCE["cuda"])
+    n = max(at_once // max(indices.shape[1] * d_in, 1), 1)
+    return (slice(start, start + n) for start in range(0, indices.shape[0], n))

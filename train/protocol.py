@@ -1,0 +1,61 @@
+"""What the loop, the evaluation and the checkpoints ask of a sparse autoencoder."""
+
+from collections.abc import Mapping
+from typing import NamedTuple, Protocol, runtime_checkable
+
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from thresher.train.kernels.codes import Codes
+
+
+class Stats(NamedTuple):
+    """What a batch was like. Every tensor is detached and stays on its device until somebody reads it."""
+
+    parts: Mapping[str, Tensor]
+    """Scalars by name: at least `reconstruction` (mean squared error per dimension), `fvu` and `l0`; else the parts of
+    the loss and what the architecture wants to remember in `observe`."""
+    fired: Bool[Tensor, "d_sae"]
+    """Atoms with a non-zero coefficient somewhere in the batch."""
+    n_rows: int
+    """Rows in the batch."""
+
+
+@runtime_checkable
+class SAE(Protocol):
+    """A sparse autoencoder: a `torch.nn.Module` with these methods, whose state dict holds all that it remembers."""
+
+    @property
+    def d_in(self) -> int:
+        """Width of an activation."""
+        ...
+
+    @property
+    def d_sae(self) -> int:
+        """Number of atoms."""
+        ...
+
+    @property
+    def dictionary(self) -> Tensor:
+        """[d_sae, d_in], unit-norm rows after `constrain`."""
+        ...
+
+    def encode(self, x: Float[Tensor, "row d_in"], k: int | None = None) -> Codes:
+        """The code of each row, independent of the other rows; at most `k` atoms per row when `k` is given."""
+        ...
+
+    def decode(self, codes: Codes) -> Float[Tensor, "row d_in"]:
+        """The reconstruction that the codes stand for."""
+        ...
+
+    def loss(self, x: Float[Tensor, "row d_in"]) -> tuple[Float[Tensor, ""], Stats]:
+        """What training minimises on this batch, and what the batch was like. Changes no state."""
+        ...
+
+    def constrain(self) -> None:
+        """Put the parameters back where they must be; called after each optimizer step."""
+        ...
+
+    def observe(self, stats: Stats) -> None:
+        """Remember what a training batch was like (idle atoms, thresholds, penalties); called after `constrain`."""
+        ...

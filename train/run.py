@@ -1,0 +1,249 @@
+"""Training as a stage: from a store to a checkpoint, with evaluation, logs and exact resume."""
+
+import contextlib
+import functools
+import itertools
+import math
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import torch
+import yaml
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from thresher.config import to_dict
+from thresher.data.store import Store, open_store
+from thresher.data.stream import ActivationStream, read_held_out
+from thresher.errors import CheckpointError, ConfigError, ThresherError
+from thresher.progress import progress
+from thresher.runs import fingerprint, write_provenance
+from thresher.train.arch import build
+from thresher.train.checkpoint import CONFIG, TrainedSAE, read_description, save_sae
+from thresher.train.config import TrainConfig
+from thresher.train.evaluate import evaluate
+from thresher.train.interrupt import defer_interrupts
+from thresher.train.log import TrainLog
+from thresher.train.loop import Iteration, fit
+from thresher.train.normalize import Normalizer, measure
+from thresher.train.optimizer import compute_learning_rate, make_adam
+from thresher.train.resume import STATE, Running, load_state, save_state
+from thresher.train.split import read_side
+
+__all__ = ["TrainConfig", "run"]
+
+FREE_FIELDS = ("store", "out", "device", "log_every", "evaluate_every", "evaluate_rows", "checkpoint_every")
+"""Fields that do not decide what is trained, and may differ when a run goes on."""
+
+
+class _Run(NamedTuple):
+    """What stays the same while a run goes on, and what does not (`running`)."""
+
+    config: TrainConfig
+    store: Store
+    normalizer: Normalizer
+    running: Running
+    fingerprint: str
+    n_iterations: int
+
+
+def run(config: TrainConfig) -> Path:
+    """Train as configured and return the folder of the checkpoint.
+
+    Resumes a run that was killed, bit for bit on a CPU; returns at once when the run is finished. On Ctrl-C saves its state
+    and raises KeyboardInterrupt. Raises CheckpointError: the folder holds another run; ThresherError: the loss is not
+    finite (the last checkpoint stays); StoreError: the store does not have what is asked for.
+    """
+    store = open_store(config.store)
+    _refuse_other_run(config, store)
+    if (config.out / CONFIG).exists() and read_description(config.out)["is_finished"]:
+        return config.out
+    device = choose_device(config.device)
+    write_provenance(config.out, config, {"store": store.fingerprint})
+    with torch.random.fork_rng(["cuda"] if device.type == "cuda" else []):
+        torch.manual_seed(config.seed)
+        prepared = _prepare(config, store, device)
+        try:
+            _train(prepared, load_state(config.out, prepared.running, prepared.fingerprint))
+        finally:
+            prepared.running.stream.close()
+    return config.out
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of that name; `auto` is a GPU if there is one. Raises ConfigError for one that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"device={name!r}: unknown; use auto, cpu, cuda or cuda:<index>") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"device={name!r}: there are {torch.cuda.device_count()} GPUs here; use auto or cpu")
+    return device
+
+
+def _refuse_other_run(config: TrainConfig, store: Store) -> None:
+    path = config.out / "config.yaml"
+    if not path.exists():
+        return
+    before, now = _flatten(yaml.safe_load(path.read_text(encoding="utf-8"))), _flatten(to_dict(config))
+    names = sorted(name for name in before.keys() | now.keys() if name.partition(".")[0] not in FREE_FIELDS)
+    differing = [name for name in names if before.get(name) != now.get(name)]
+    if differing:
+        found = "; ".join(f"{name} is {before.get(name)!r} there, {now.get(name)!r} here" for name in differing)
+        raise CheckpointError(f"{config.out}: holds another run: {found}; choose another `out`, or delete the folder")
+    if not (config.out / CONFIG).exists():
+        return
+    trained_on = read_description(config.out)["store"]["fingerprint"]
+    if trained_on != store.fingerprint:
+        raise CheckpointError(
+            f"{config.out}: was trained on a store with fingerprint {trained_on[:12]}, {store.path} now has "
+            f"{store.fingerprint[:12]}; choose another `out`, or delete the folder"
+        )
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat
+
+
+def _prepare(config: TrainConfig, store: Store, device: torch.device) -> _Run:
+    settings = config.stream
+    stream = ActivationStream(
+        store,
+        config.hook_points,
+        batch_size=settings.batch_size,
+        holdout=settings.holdout,
+        seed=config.seed,
+        pool_rows=settings.pool_rows,
+        balance=settings.balance,
+        device=device,
+    )
+    normalizer = measure(
+        store,
+        config.hook_points,
+        config.normalize,
+        holdout=settings.holdout,
+        seed=config.seed,
+        balance=settings.balance,
+    )
+    sae = build(config.sae, stream.d_in, config.seed)
+    module = cast(nn.Module, sae).to(device)
+    decisive = {name: value for name, value in to_dict(config).items() if name not in FREE_FIELDS}
+    return _Run(
+        config=config,
+        store=store,
+        normalizer=normalizer.to(device),
+        running=Running(sae, make_adam(module, config.optimizer), stream),
+        fingerprint=fingerprint({"config": decisive, "store": store.fingerprint}),
+        n_iterations=config.count_iterations(stream.n_rows),
+    )
+
+
+def _train(prepared: _Run, start: int) -> None:
+    """Take the iterations that are left, and save the finished checkpoint."""
+    config, running = prepared.config, prepared.running
+    held_out = {name: [_read_some_held_out(prepared, name)] for name in config.hook_points}
+    with (
+        TrainLog(config.out, start) as train_log,
+        progress(f"train {config.sae.kind}", config.stream.batch_size * prepared.n_iterations, "rows") as advance,
+        contextlib.closing(_read_batches(prepared)) as batches,
+        defer_interrupts() as is_interrupted,
+    ):
+        advance(config.stream.batch_size * start)
+        evaluation = _evaluate(prepared, held_out, train_log, start)
+        is_finite = torch.ones((), dtype=torch.bool, device=running.sae.dictionary.device)
+        steps = fit(
+            running.sae,
+            batches,
+            running.optimizer,
+            learning_rate=lambda done: compute_learning_rate(config.optimizer, done, prepared.n_iterations),
+            clip=config.optimizer.clip,
+            start=start,
+        )
+        for step in itertools.islice(steps, prepared.n_iterations - start):
+            is_finite = is_finite & step.parts["reconstruction"].isfinite() & step.parts["gradient_norm"].isfinite()
+            advance(step.n_rows)
+            is_due = functools.partial(_is_due, step.number, prepared.n_iterations)
+            if is_due(config.log_every):
+                train_log.write(step.number, "train", _read(prepared, step, is_finite))
+            if is_due(config.evaluate_every):
+                evaluation = _evaluate(prepared, held_out, train_log, step.number)
+            if is_due(config.checkpoint_every) or is_interrupted():
+                _save(prepared, step, is_finite, evaluation)
+            if is_interrupted():
+                raise KeyboardInterrupt
+        evaluation = _evaluate(prepared, _read_all_held_out(prepared), train_log, prepared.n_iterations)
+    save_sae(config.out, _describe(prepared, evaluation, prepared.n_iterations))
+    (config.out / STATE).unlink(missing_ok=True)
+
+
+def _is_due(number: int, n_iterations: int, every: int) -> bool:
+    return number % every == 0 or number == n_iterations
+
+
+def _read_batches(prepared: _Run) -> Generator[Float[Tensor, "row d_in"], None, None]:
+    for batch in prepared.running.stream:
+        yield prepared.normalizer.normalize(batch.x, batch.group)
+
+
+def _read_some_held_out(prepared: _Run, hook_point: str) -> Tensor:
+    config = prepared.config
+    fraction, limit = config.stream.holdout, config.evaluate_rows
+    return read_held_out(prepared.store, hook_point, fraction=fraction, seed=config.seed, limit=limit)[0]
+
+
+def _read_all_held_out(prepared: _Run) -> dict[str, Iterator[Tensor]]:
+    config = prepared.config
+    holdout, seed = config.stream.holdout, config.seed
+    return {name: read_side(prepared.store, name, "held_out", holdout=holdout, seed=seed) for name in config.hook_points}
+
+
+def _evaluate(prepared: _Run, rows: Mapping[str, Iterable[Tensor]], train_log: TrainLog, iteration: int) -> dict[str, Any]:
+    """Evaluate, log, and give the pooled numbers with those of each hook point under `hook_points`."""
+    found = {name: each._asdict() for name, each in evaluate(prepared.running.sae, prepared.normalizer, rows).items()}
+    pooled = found.pop("pooled")
+    by_hook_point = {f"{name}/{key}": value for name, each in found.items() for key, value in each.items()}
+    train_log.write(iteration, "evaluation", pooled | by_hook_point)
+    return pooled | {"hook_points": found}
+
+
+def _read(prepared: _Run, step: Iteration, is_finite: Tensor) -> dict[str, float]:
+    """The statistics of an iteration as numbers: here the host waits for the device."""
+    _refuse_nonfinite(prepared, step, is_finite)
+    values = torch.stack([part.detach().float() for part in step.parts.values()]).tolist()
+    return {"lr": step.lr} | {name: value for name, value in zip(step.parts, values, strict=True) if math.isfinite(value)}
+
+
+def _refuse_nonfinite(prepared: _Run, step: Iteration, is_finite: Tensor) -> None:
+    if bool(is_finite):
+        return
+    out, every = prepared.config.out, prepared.config.log_every
+    kept = "the last checkpoint is kept" if (out / STATE).exists() else "no checkpoint was saved yet"
+    raise ThresherError(
+        f"{out}: the loss or its gradient stopped being finite between iterations {max(step.number - every, 0)} and "
+        f"{step.number}; {kept}. Lower optimizer.lr, or look for extreme rows with `thresher store info`, and use a new `out`"
+    )
+
+
+def _save(prepared: _Run, step: Iteration, is_finite: Tensor, evaluation: Mapping[str, Any]) -> None:
+    _refuse_nonfinite(prepared, step, is_finite)
+    save_state(prepared.config.out, prepared.running, step.number, prepared.fingerprint)
+    save_sae(prepared.config.out, _describe(prepared, evaluation, step.number, is_finished=False))
+
+
+def _describe(prepared: _Run, evaluation: Mapping[str, Any], iteration: int, *, is_finished: bool = True) -> TrainedSAE:
+    return TrainedSAE(
+        sae=prepared.running.sae,
+        normalizer=prepared.normalizer,
+        config=prepared.config,
+        store_fingerprint=prepared.store.fingerprint,
+        store_identity=prepared.store.identity,
+        evaluation=evaluation,
+        iteration=iteration,
+        is_finished=is_finished,
+    )
