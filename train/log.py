@@ -27,7 +27,7 @@ class TrainLog:
         self._file = path.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(folder / TENSORBOARD), purge_step=start + 1)
 
-    def write(self, iteration: int, kind: str, values: Mapping[str, float]) -> None:
+    def write(self, iteration: int, kind: str, values: Mapping[str, int | float]) -> None:
         """Record named numbers of one iteration; `kind` is `train` or `evaluation`."""
         self._file.write(json.dumps({"iteration": iteration, "kind": kind, **values}) + "\n")
         self._file.flush()

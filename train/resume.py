@@ -55,7 +55,7 @@ def load_state(folder: Path, running: Running, run: str) -> int:
     try:
         with safe_open(path, framework="pt") as file:  # pyright: ignore[reportUnknownVariableType]
             plain = cast(dict[str, str], file.metadata())
-            tensors = {name: cast(Tensor, file.get_tensor(name)) for name in cast(list[str], file.keys())}  # noqa: SIM118
+            tensors = {name: cast(Tensor, file.get_tensor(name)) for name in cast(list[str], file.keys())}
     except SafetensorError as error:
         raise CheckpointError(f"{path}: damaged ({error}); delete it to train from the start") from error
     if plain.get("version") != VERSION or plain.get("run") != run:

@@ -171,7 +171,7 @@ def _train(prepared: _Run, start: int) -> None:
             is_due = functools.partial(_is_due, step.number, prepared.n_iterations)
             if is_due(config.log_every):
                 train_log.write(step.number, "train", _read(prepared, step, is_finite))
-            if is_due(config.evaluate_every):
+            if is_due(config.evaluate_every) and step.number < prepared.n_iterations:
                 evaluation = _evaluate(prepared, held_out, train_log, step.number)
             if is_due(config.checkpoint_every) or is_interrupted():
                 _save(prepared, step, is_finite, evaluation)

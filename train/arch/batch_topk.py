@@ -1,7 +1,7 @@
 """BatchTopK SAE: the k * batch largest encoder outputs of a batch; a threshold when a row stands alone."""
 
 import dataclasses
-from typing import Literal, Self
+from typing import Literal, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -12,6 +12,8 @@ from thresher.errors import ConfigError
 from thresher.train.arch.base import LinearCoder, LinearEncoder
 from thresher.train.kernels import Codes, pack
 from thresher.train.protocol import Stats
+
+Fields = TypeVar("Fields", bound="BatchTopKFields")
 
 
 @config
@@ -30,7 +32,7 @@ class BatchTopKFields(LinearEncoder):
         if not 0 <= self.threshold_momentum < 1:
             raise ConfigError(f"threshold_momentum={self.threshold_momentum}: give a number from 0 to below 1")
 
-    def with_l0(self, target: float) -> Self:
+    def with_l0(self: Fields, target: float) -> Fields:
         """The same, set to reach `target` active atoms per row: on average over a batch."""
         return dataclasses.replace(self, k=target)
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -38,7 +38,7 @@ class JumpRelu(Dictionary):
         if self.threshold <= 0 or self.bandwidth <= 0:
             raise ConfigError(f"threshold={self.threshold}, bandwidth={self.bandwidth}: both must be positive")
 
-    def with_l0(self, target: float) -> Self:
+    def with_l0(self, target: float) -> "JumpRelu":
         """The same, set to reach `target` active atoms per row: by a penalty on the deviation."""
         return dataclasses.replace(self, l0=target)
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import Literal, Self
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -42,7 +42,7 @@ class MatchingPursuit(Dictionary):
         if self.revive < 0:
             raise ConfigError(f"revive={self.revive}: a weight is not negative")
 
-    def with_l0(self, target: float) -> Self:
+    def with_l0(self, target: float) -> "MatchingPursuit":
         """The same, set to reach `target` active atoms per row: as many steps, rounded up (repeats lower the L0)."""
         return dataclasses.replace(self, k=max(math.ceil(target), 1))
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import Literal, Self
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -36,7 +36,7 @@ class Relu(Dictionary):
         if not 0 < self.l0_rate < 1:
             raise ConfigError(f"l0_rate={self.l0_rate}: give a number between 0 and 1")
 
-    def with_l0(self, target: float) -> Self:
+    def with_l0(self, target: float) -> "Relu":
         """The same, set to reach `target` active atoms per row: by an adaptive penalty."""
         return dataclasses.replace(self, l0=target)
 

@@ -1,7 +1,7 @@
 """TopK SAE: the k largest encoder outputs of each row."""
 
 import dataclasses
-from typing import Literal, Self
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -27,7 +27,7 @@ class TopK(LinearEncoder):
         if not 0 < self.k <= self.d_sae:
             raise ConfigError(f"k={self.k}: keep between 1 and d_sae={self.d_sae} atoms")
 
-    def with_l0(self, target: float) -> Self:
+    def with_l0(self, target: float) -> "TopK":
         """The same, set to reach `target` active atoms per row: k rounded."""
         return dataclasses.replace(self, k=max(round(target), 1))
 

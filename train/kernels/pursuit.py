@@ -80,8 +80,8 @@ class _Pursuit(torch.autograd.Function):
         return indices, values, residual
 
     @staticmethod
-    @once_differentiable  # pyright: ignore[reportIncompatibleMethodOverride]
-    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, Tensor | None, None, None]:
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, Tensor | None, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         _, for_values, for_residual = gradients
         indices, values, residual, dictionary = ctx.saved_tensors
         needs_x, needs_dictionary, *_ = ctx.needs_input_grad

@@ -34,8 +34,8 @@ class _Decode(torch.autograd.Function):
         return _sum_atoms(values, indices, dictionary)
 
     @staticmethod
-    @once_differentiable  # pyright: ignore[reportIncompatibleMethodOverride]
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None, Tensor | None]:
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None, Tensor | None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         (gradient,) = gradients
         values, indices, dictionary = ctx.saved_tensors
         needs_values, _, needs_dictionary = ctx.needs_input_grad
@@ -53,8 +53,8 @@ class _Encode(torch.autograd.Function):
         return _dot_atoms(x, weight, indices)
 
     @staticmethod
-    @once_differentiable  # pyright: ignore[reportIncompatibleMethodOverride]
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         (gradient,) = gradients
         x, weight, indices = ctx.saved_tensors
         needs_x, needs_weight, _ = ctx.needs_input_grad
