@@ -52,7 +52,7 @@ class Store:
         self.concepts = tuple(header.concepts)
         self._header = header
         self._committed = committed
-        self._array = functools.lru_cache(maxsize=None)(self._open_array)
+        self._array = functools.lru_cache(maxsize=None)(functools.partial(_open_array, path))
         rows = {space: self._count_rows(space) for space in committed.spaces}
         self.hook_points = {spec.name: HookPointInfo(*spec, rows=rows[spec.space]) for spec in header.hook_points}
 
@@ -146,9 +146,6 @@ class Store:
             raise StoreError(f"{self.path}: no hook point {hook_point!r}; the store has {', '.join(self.hook_points)}")
         return self.hook_points[hook_point]
 
-    def _open_array(self, path: str) -> ArrayReader:
-        return open_array(self.path / path)
-
     def _read(self, path: str, info: HookPointInfo, start: int, stop: int) -> npt.NDArray[Any]:
         if not 0 <= start <= stop <= info.rows:
             raise StoreError(f"{self.path}: {info.name}: rows {start} to {stop} asked for, it has {info.rows}")
@@ -192,6 +189,10 @@ def open_store(path: Path, *, incomplete: Literal["refuse", "prefix"] = "refuse"
     if manifest is None and incomplete == "refuse":
         raise StoreError(f"{path}: {describe_unfinished(committed)}; rerun the same harvest command to resume")
     return Store(path, header, committed, manifest)
+
+
+def _open_array(root: Path, path: str) -> ArrayReader:
+    return open_array(root / path)
 
 
 def describe_unfinished(committed: Committed) -> str:

@@ -30,6 +30,10 @@ class _Shape(NamedTuple):
     chunk_rows: int
     separator: str
 
+    @property
+    def row_bytes(self) -> int:
+        return self.dtype.itemsize * int(np.prod(self.shape[1:], dtype=np.int64))
+
 
 class Shard:
     """An open shard file: where each of its chunks begins."""
@@ -61,8 +65,8 @@ class ShardedArray:
         self.chunk_rows = shape.chunk_rows
         self._path = path
         self._shape = shape
-        self._row_bytes = shape.dtype.itemsize * int(np.prod(shape.shape[1:], dtype=np.int64))
-        self._shard = functools.lru_cache(OPEN_SHARDS)(self._open_shard)
+        self._row_bytes = shape.row_bytes
+        self._shard = functools.lru_cache(OPEN_SHARDS)(functools.partial(_open_shard, path, shape))
 
     def read_into(self, start: int, out: npt.NDArray[Any]) -> None:
         """Fill `out` [row, ...], contiguous, with the rows from `start` on. Raises StoreError for a damaged shard."""
@@ -101,11 +105,6 @@ class ShardedArray:
         if pending:
             yield pending
 
-    def _open_shard(self, block: int) -> Shard:
-        shape = self._shape
-        key = shape.separator.join(["c", str(block), *("0" for _ in shape.shape[1:])])
-        return Shard(self._path / key, shape.shard_rows // shape.chunk_rows, shape.chunk_rows * self._row_bytes)
-
 
 class ZarrArray:
     """Reader of every other layout, through zarr-python: slower, but it reads whatever zarr-python reads."""
@@ -141,6 +140,11 @@ def open_array(path: Path) -> ArrayReader:
         return ZarrArray(path)
     except (ValueError, KeyError, TypeError) as error:
         raise StoreError(f"{path}: zarr-python cannot read this array ({error}); run `thresher store verify`") from error
+
+
+def _open_shard(path: Path, shape: _Shape, block: int) -> Shard:
+    key = shape.separator.join(["c", str(block), *("0" for _ in shape.shape[1:])])
+    return Shard(path / key, shape.shard_rows // shape.chunk_rows, shape.chunk_rows * shape.row_bytes)
 
 
 def _fast_shape(document: Any) -> _Shape | None:

@@ -19,7 +19,7 @@ from thresher.data.sources.scenes.settings import TEMPLATES
 from thresher.data.sources.scenes.tree import COLOURS, CONCEPTS, SHAPES, TEXTURES, close
 from thresher.errors import ConfigError
 
-few = settings(deadline=None, max_examples=25)
+few = settings(deadline=None, max_examples=15)
 shares = st.sampled_from([0.0, 0.3, 1.0])
 worlds = st.builds(
     Scenes,
@@ -47,6 +47,10 @@ def as_bytes(record: Record) -> tuple[object, ...]:
 
 def names(indices: tuple[int, ...]) -> set[str]:
     return {CONCEPTS[index].name for index in indices}
+
+
+def singular(word: str) -> str:
+    return word.removesuffix("es") if word == "crosses" else word if word == "cross" else word.removesuffix("s")
 
 
 def with_visibility(*visibilities: str) -> set[int]:
@@ -83,17 +87,12 @@ def test_a_caption_states_only_what_its_image_shows_or_what_no_image_can(world: 
 @few
 @given(worlds, starts)
 def test_the_words_of_a_caption_are_its_concepts(world: Scenes, start: int) -> None:
-    leaves = {
-        f"{root}/{family}/{leaf}": leaf for root, all_ in (("shape", SHAPES), ("colour", COLOURS)) for family, leaf in all_
-    }
+    roots = ("shape", "colour", "mood", "style", "count")
+    leaves = [concept.name for concept in CONCEPTS if concept.name.count("/") == 2 and concept.name.startswith(roots)]
     for record in ScenesSource(world).records(start, start + 5):
         for text in record.texts:
-            words = {
-                word.removesuffix("es") if word.startswith("cross") else word.removesuffix("s") for word in text.text.split()
-            }
-            assert {name for name, leaf in leaves.items() if leaf in words} == names(text.concepts) & set(leaves)
-            moods = {name.rpartition("/")[2] for name in names(text.concepts) if name.count("/") == 2 and name[:4] == "mood"}
-            assert moods <= set(text.text.split())
+            words = {singular(word) for word in text.text.split()}
+            assert {leaf for leaf in leaves if leaf.rpartition("/")[2] in words} == names(text.concepts) & set(leaves)
 
 
 @few
@@ -109,7 +108,7 @@ def test_what_only_images_show_changes_no_caption(world: Scenes, start: int, sha
 @few
 @given(worlds, starts, shares, shares, st.integers(1, 3))
 def test_what_only_captions_state_changes_no_pixel(world: Scenes, start: int, mood: float, style: float, n: int) -> None:
-    changed = replace(world, mood_share=mood, style_share=style, captions_per_image=n, detail=0.5, templates=TEMPLATES)
+    changed = replace(world, mood_share=mood, style_share=style, captions_per_image=n, detail=0.5)
     for one, other in zip(*(ScenesSource(w).records(start, start + 4) for w in (world, changed)), strict=True):
         assert as_bytes(one)[:5] == as_bytes(other)[:5]
 
@@ -197,8 +196,8 @@ def column(name: str) -> int:
     return next(index for index, concept in enumerate(CONCEPTS) if concept.name == name)
 
 
-N = 6000
-"""Draws; a share of 0.3 then has a standard deviation of 0.006, and 0.03 is five of them."""
+N = 2500
+"""Draws; a share of 0.3 then has a standard deviation of 0.009, and 0.04 is more than four of them."""
 
 
 def test_frequencies_follow_the_settings() -> None:
@@ -206,19 +205,19 @@ def test_frequencies_follow_the_settings() -> None:
         max_groups=1, texture_share=0.3, mood_share=0.6, style_share=0.2, zipf_exponent=1.0, cooccurrence=0.25, seed=3
     )
     shown, stated = presence(world, N)
-    assert abs(shown[:, [column("texture/lined"), column("texture/patterned")]].any(axis=1).mean() - 0.3) < 0.03
+    assert abs(shown[:, [column("texture/lined"), column("texture/patterned")]].any(axis=1).mean() - 0.3) < 0.04
     assert shown[:, [column("background/light"), column("background/dark")]].any(axis=1).all()
-    assert abs(stated[:, [column("mood/bright"), column("mood/sombre")]].any(axis=1).mean() - 0.6) < 0.03
-    assert abs(stated[:, [column("style/drawn"), column("style/printed")]].any(axis=1).mean() - 0.2) < 0.03
+    assert abs(stated[:, [column("mood/bright"), column("mood/sombre")]].any(axis=1).mean() - 0.6) < 0.04
+    assert abs(stated[:, [column("style/drawn"), column("style/printed")]].any(axis=1).mean() - 0.2) < 0.04
     weights = {size: (1 / np.arange(1, size + 1)) / (1 / np.arange(1, size + 1)).sum() for size in (6, 8, 12)}
     for rank, (family, leaf) in enumerate(SHAPES):
-        assert abs(shown[:, column(f"shape/{family}/{leaf}")].mean() - weights[12][rank]) < 0.03
+        assert abs(shown[:, column(f"shape/{family}/{leaf}")].mean() - weights[12][rank]) < 0.04
     for rank, (family, leaf) in enumerate(TEXTURES):
-        assert abs(shown[:, column(f"texture/{family}/{leaf}")].mean() - 0.3 * weights[6][rank]) < 0.03
+        assert abs(shown[:, column(f"texture/{family}/{leaf}")].mean() - 0.3 * weights[6][rank]) < 0.04
     for rank, (family, leaf) in enumerate(COLOURS):
         preferred = sum(weights[12][shape] for shape in range(12) if preferred_colour(shape) == rank)
         expected = 0.75 * weights[8][rank] + 0.25 * preferred
-        assert abs(shown[:, column(f"colour/{family}/{leaf}")].mean() - expected) < 0.03
+        assert abs(shown[:, column(f"colour/{family}/{leaf}")].mean() - expected) < 0.04
 
 
 @pytest.mark.parametrize("strength", [0.0, 0.4, 1.0])
@@ -226,7 +225,7 @@ def test_cooccurrence_is_the_share_of_preferred_colours(strength: float) -> None
     composer = Composer(Scenes(max_groups=1, cooccurrence=strength, zipf_exponent=0.0))
     groups = [composer.compose(index).groups[0] for index in range(N)]
     share = np.mean([group.colour == preferred_colour(group.shape) for group in groups])
-    assert abs(share - (strength + (1 - strength) / len(COLOURS))) < 0.03
+    assert abs(share - (strength + (1 - strength) / len(COLOURS))) < 0.04
 
 
 @pytest.mark.parametrize("detail", [0.3, 0.9])
@@ -234,8 +233,8 @@ def test_detail_is_the_share_of_mentions_and_families_take_theirs(detail: float)
     shown, stated = presence(Scenes(max_groups=1, detail=detail, family_share=0.25), N)
     colours = [column("colour/warm"), column("colour/cool")]
     leaves = [column(f"colour/{family}/{leaf}") for family, leaf in COLOURS]
-    assert abs(stated[:, colours].any(axis=1).mean() - detail) < 0.03
-    assert abs(stated[:, leaves].any(axis=1).mean() - 0.75 * detail) < 0.03
+    assert abs(stated[:, colours].any(axis=1).mean() - detail) < 0.04
+    assert abs(stated[:, leaves].any(axis=1).mean() - 0.75 * detail) < 0.04
     assert shown[:, leaves].any(axis=1).all()
 
 
@@ -258,6 +257,7 @@ def test_different_seeds_give_different_records() -> None:
         ({"templates": ("a {mood} day",)}, "a {mood} day"),
         ({"templates": ("{scene",)}, "{scene"),
         ({"templates": ()}, "templates"),
+        ({"templates": TEMPLATES[:10]}, "mood and style"),
     ],
 )
 def test_a_world_that_cannot_be_is_refused_by_name(fields: dict[str, object], named: str) -> None:
