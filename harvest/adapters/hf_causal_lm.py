@@ -62,8 +62,8 @@ class HFCausalLM(HookedModel):
             "text": self._encode.identity,
         }
         model = model.eval().requires_grad_(requires_grad=False).to(device)
-        taps: dict[str, Tap] = {f"text.{i}": tap_output(block) for i, block in enumerate(_find_blocks(model))}
-        taps["text.final"] = tap_field(model.base_model, "last_hidden_state")
+        taps: dict[str, Tap] = {f"text.{i}": tap_output(block) for i, block in enumerate(find_blocks(model))}
+        taps["text.final"] = tap_field(model.get_decoder(), "last_hidden_state")
 
         def forward(inputs: Inputs) -> Tensor:
             return model(**inputs.tensors, use_cache=False).logits
@@ -119,7 +119,7 @@ def _find_context(settings: HFCausalLMModel, model: Any) -> int:
     return context
 
 
-def _find_blocks(model: Any) -> list[nn.Module]:
+def find_blocks(model: Any) -> list[nn.Module]:
     """The decoder blocks: the outermost list of as many modules as the configuration counts layers."""
     n_layers = getattr(model.config.get_text_config(), "num_hidden_layers", None)
     lists = {name: found for name, found in model.base_model.named_modules() if isinstance(found, nn.ModuleList)}

@@ -167,10 +167,10 @@ class HookedModel:
         """The hook points among `names` that this tower's forward pass reaches."""
         if not names:
             return
-        blank = tower.blank().send(self._device)
         seen: dict[str, list[tuple[Tensor, int]]] = {name: [] for name in names}
-        # Not inference mode: there, tensors do not count the writes to them.
-        with torch.no_grad():
+        # Outside of inference mode, where tensors do not count the writes to them.
+        with torch.inference_mode(mode=False), torch.no_grad():
+            blank = tower.blank().send(self._device)
             self._watch(blank, names, lambda name, activation: seen[name].append((activation, activation._version)))
         for name in names:
             if not seen[name]:

@@ -1,0 +1,188 @@
+"""Names, globs and modules: what they stand for, and what is said when they stand for nothing."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from thresher.errors import ConfigError, ModelError
+from thresher.harvest.adapters import Adapter, HFClipModel, OpenClipModel, open_adapter
+from thresher.harvest.adapters.base import Inputs, Layout
+from thresher.harvest.adapters.hooks import HookedModel, Tower, tap_output
+from thresher.harvest.rows import select_tokens
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def adapter(open_clip_folder: Path) -> Adapter:
+    return open_adapter(OpenClipModel(name=f"local-dir:{open_clip_folder}"), CPU)
+
+
+def names(adapter: Adapter, *patterns: str) -> list[str]:
+    return [point.name for point in adapter.resolve(patterns, adapter.modalities)]
+
+
+def test_globs_and_names_mix(adapter: Adapter) -> None:
+    assert names(adapter, "vision.[01]") == ["vision.0", "vision.1"]
+    assert names(adapter, "text.embed", "*.pooled") == ["text.embed", "vision.pooled", "text.pooled"]
+    assert names(adapter, "module:visual.transformer.resblocks.*.mlp") == [
+        f"module:visual.transformer.resblocks.{i}.mlp" for i in range(2)
+    ]
+
+
+def test_globs_speak_of_the_towers_that_have_input(adapter: Adapter) -> None:
+    assert {point.modality for point in adapter.resolve(["*"], ["text"])} == {"text"}
+    with pytest.raises(ModelError, match=r"vision\.0: the source has nothing for this tower"):
+        adapter.resolve(["vision.0"], ["text"])
+    with pytest.raises(ModelError, match="nothing matches"):
+        adapter.resolve(["vision.*"], ["text"])
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [("vision.7", "vision.1"), ("vison.pooled", "vision.pooled"), ("text.embedding", "text.embed")],
+)
+def test_an_unknown_name_lists_the_nearest(adapter: Adapter, name: str, nearest: str) -> None:
+    with pytest.raises(ModelError, match=f"{name}: this model has no such place; nearest: .*{nearest}"):
+        names(adapter, name)
+
+
+def test_an_unknown_module_lists_the_nearest(adapter: Adapter) -> None:
+    with pytest.raises(ModelError, match=r"nearest: .*visual\.transformer\.resblocks\.1"):
+        names(adapter, "module:visual.transformer.resblocks.5")
+
+
+def test_a_module_knows_its_tower_and_level(adapter: Adapter) -> None:
+    paths = ["module:visual.transformer.resblocks.0.ln_1", "module:visual", "module:ln_final"]
+    found = adapter.resolve(paths, adapter.modalities)
+    assert [point.space for point in found] == ["image.tokens", "image.items", "text.tokens"]
+
+
+def test_a_module_that_is_never_called_is_named(adapter: Adapter) -> None:
+    with pytest.raises(ModelError, match=r"module:visual\.transformer\.resblocks: never fires"):
+        names(adapter, "module:visual.transformer.resblocks")
+
+
+def test_a_module_with_another_shape_is_refused(adapter: Adapter) -> None:
+    with pytest.raises(ModelError, match=r"module:visual\.conv1: gives \[1, 32, 4, 4\]; expected \[item, d\]"):
+        names(adapter, "module:visual.conv1")
+
+
+def test_the_eot_position_of_the_old_rule_is_the_largest_token_id(make_hf_clip: Callable[..., Path]) -> None:
+    folder = make_hf_clip(("<pad>", "<bos>", "<eos>"), eos=2)
+    inputs = open_adapter(HFClipModel(name=str(folder)), CPU).prepare_texts(["a red square"])
+    ids = inputs.tensors["input_ids"][0]
+    assert inputs.layout.summary is not None
+    assert ids[-1] == 2
+    assert inputs.layout.summary[0] == ids.argmax() != len(ids) - 1
+
+
+def test_siglip_has_no_cls(siglip_folder: Path) -> None:
+    adapter = open_adapter(HFClipModel(name=str(siglip_folder)), CPU)
+    layout = adapter.prepare_images([Image.new("RGB", (32, 32))]).layout
+    assert layout.valid.shape == (1, 16)
+    with pytest.raises(ModelError, match="no CLS token"):
+        select_tokens(layout, "cls")
+
+
+def test_siglip_pools_texts_at_the_last_position_padding_or_not(siglip_folder: Path) -> None:
+    layout = open_adapter(HFClipModel(name=str(siglip_folder)), CPU).prepare_texts(["a"]).layout
+    rows = select_tokens(layout, "eot")
+    assert rows.position.tolist() == [15]
+    assert select_tokens(layout, "all").position.tolist() == list(range(int(layout.valid.sum())))
+
+
+def test_other_model_types_are_refused(llama_folder: Path) -> None:
+    with pytest.raises(ModelError, match="model type 'llama'; kind hf-clip knows clip, siglip"):
+        open_adapter(HFClipModel(name=str(llama_folder)), CPU)
+
+
+def test_weights_must_be_named() -> None:
+    with pytest.raises(ConfigError, match="only an architecture"):
+        OpenClipModel(name="ViT-B-32")
+    with pytest.raises(ConfigError, match="brings its own weights"):
+        OpenClipModel(name="scenes", pretrained="openai")
+
+
+def test_missing_weights_are_an_error_not_a_random_model(tmp_path: Path, open_clip_folder: Path) -> None:
+    (tmp_path / "open_clip_config.json").write_text((open_clip_folder / "open_clip_config.json").read_text())
+    with pytest.raises(ModelError, match="cannot load"):
+        open_adapter(OpenClipModel(name=f"local-dir:{tmp_path}"), CPU)
+
+
+def test_a_mirror_stands_for_the_hub(open_clip_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "someone").mkdir()
+    (tmp_path / "someone" / "clip").symlink_to(open_clip_folder)
+    monkeypatch.setenv("THRESHER_HUB", str(tmp_path))
+    direct = open_adapter(OpenClipModel(name=f"local-dir:{open_clip_folder}"), CPU)
+    for model in (OpenClipModel(name="hf-hub:someone/clip"), OpenClipModel(name="ViT-B-32", pretrained="someone/clip")):
+        mirrored = open_adapter(model, CPU)
+        assert mirrored.identity["weights"] == direct.identity["weights"]
+        assert mirrored.identity["name"] == model.name
+
+
+class Toy(nn.Module):
+    """A model with the habits that break captures: in-place writes, a module called twice, a module that branches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, 4)
+        self.twice = nn.Linear(4, 4)
+        self.rare = nn.Linear(4, 4)
+        self.pair = Pair()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        x = x.mul_(2.0)
+        x = self.twice(self.twice(x))
+        x = self.pair(x)["x"]
+        return self.rare(x) if len(x) == 1 else x
+
+
+class Pair(nn.Module):
+    """Gives no tensor."""
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"x": x}
+
+
+@pytest.fixture
+def toy() -> HookedModel:
+    torch.manual_seed(0)
+    model = Toy()
+    tower = Tower(lambda inputs: model(inputs.tensors["x"]), {"text.0": tap_output(model.first)}, lambda: toy_inputs(1))
+    return HookedModel(model, {"text": tower}, CPU)
+
+
+def toy_inputs(n: int) -> Inputs:
+    valid = torch.ones(n, 3, dtype=torch.bool)
+    return Inputs("text", {"x": torch.ones(n, 3, 4)}, Layout(valid, ~valid, None, None, (False,) * n))
+
+
+def test_an_activation_that_the_model_overwrites_is_kept_as_it_was(toy: HookedModel) -> None:
+    (point,) = toy.resolve(["text.0"], ["text"])
+    assert point.is_overwritten
+    inputs = toy_inputs(1)
+    with torch.inference_mode():
+        expected = toy.model.get_submodule("first")(inputs.tensors["x"])
+        assert torch.equal(toy.capture(inputs, [point])["text.0"], expected)
+
+
+def test_a_module_that_is_called_twice_is_refused(toy: HookedModel) -> None:
+    with pytest.raises(ModelError, match="module:twice: fires 2 times"):
+        toy.resolve(["module:twice"], ["text"])
+
+
+def test_a_module_that_gives_no_tensor_is_refused(toy: HookedModel) -> None:
+    with pytest.raises(ModelError, match="module:pair: the module gives dict, not a tensor"):
+        toy.resolve(["module:pair"], ["text"])
+
+
+def test_a_module_that_stops_firing_is_named(toy: HookedModel) -> None:
+    (point,) = toy.resolve(["module:rare"], ["text"])
+    with torch.inference_mode(), pytest.raises(ModelError, match="module:rare: never fires"):
+        toy.capture(toy_inputs(2), [point])
