@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from thresher.data.store import Batch, HookPointSpec, Item, Rows, StoreWriter
 from torch import Tensor
 from torch.nn import functional
+
+from thresher.data.store import Batch, HookPointSpec, Item, Rows, StoreWriter
 
 IMAGE, TEXT = "vision.embed", "text.embed"
 D_IN = 16

@@ -20,13 +20,13 @@ class JumpRelu(Dictionary):
     """JumpReLU SAE with an L0 penalty (arXiv 2407.14435)."""
 
     kind: Literal["jumprelu"] = "jumprelu"
-    sparsity: float = 0.01
-    """Weight of L0 (or, when `l0` is given, of (L0 / l0 - 1)^2) beside the squared error per dimension."""
+    sparsity: float = 1.0
+    """Weight of the penalty: of L0 / d_in or, when `l0` is given, of (L0 / l0 - 1)^2, beside the squared error per dimension."""
     l0: float | None = None
     """Wanted L0."""
-    threshold: float = 0.5
+    threshold: float = 1.0
     """Where the thresholds start, in units of an encoder output (about 1 when rows have norm sqrt(d_in))."""
-    bandwidth: float = 0.5
+    bandwidth: float = 1.0
     """Width of the kernel that estimates the derivative of the step, in the same units."""
 
     def __post_init__(self) -> None:
@@ -62,7 +62,7 @@ class JumpReluSAE(LinearCoder):
         activations = jump(preactivations, threshold, settings.bandwidth)
         residual = x - activations @ self.atoms() - self.bias
         l0 = step(preactivations, threshold, settings.bandwidth).sum(1).mean()
-        sparsity = settings.sparsity * (l0 if settings.l0 is None else (l0 / settings.l0 - 1).square())
+        sparsity = settings.sparsity * (l0 / self.d_in if settings.l0 is None else (l0 / settings.l0 - 1).square())
         loss = residual.square().mean() + sparsity
         is_active = activations.detach() > 0
         parts = {"loss": loss, "sparsity": sparsity}
