@@ -57,14 +57,11 @@ class Splice:
     """Next-token loss of a language model with reconstructions in place of its activations."""
 
     documents: int = 200
-    """Held-out documents at most; 0 leaves the measure out."""
-    batch_size: int = 8
-    """Documents per forward pass."""
+    """Held-out documents at most, drawn at random; 0 leaves the measure out."""
 
     def __post_init__(self) -> None:
-        for name, least in (("documents", 0), ("batch_size", 1)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name}={getattr(self, name)}: at least {least}")
+        if self.documents < 0:
+            raise ConfigError(f"documents={self.documents}: 0 or more")
 
 
 @config
@@ -91,8 +88,8 @@ class AnalyzeConfig:
     """How often the ground truth is shuffled against the items, to count what chance alone would match."""
     seed: int = 0
     """Decides resamples, shuffles and which caption of a record is scored."""
-    device: str = "cpu"
-    """Where codes are computed."""
+    device: str = "auto"
+    """Where codes are computed: auto (a GPU if there is one), cpu, cuda or cuda:<i>."""
     thresholds: Thresholds = Thresholds()
     """Where classes begin."""
     gallery: Gallery = Gallery()

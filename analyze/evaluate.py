@@ -15,7 +15,6 @@ from thresher.analyze.metrics.gap import Gap, decompose_gap
 from thresher.analyze.metrics.modality import ModalityScores, score_modality
 from thresher.analyze.metrics.reconstruction import ReconstructionSums, add_reconstruction, measure_reconstruction
 from thresher.analyze.metrics.resample import Resample
-from thresher.data.records import Modality
 
 N_BINS = 20
 """Bins of the histograms of modality scores."""
@@ -41,7 +40,7 @@ class ModalityResult(NamedTuple):
     """`features`, `energy` (weighted) and `frequent` (without rare features)."""
 
 
-def evaluate_reconstruction(measured: Mapping[Modality, Measured]) -> dict[str, dict[str, Estimate]]:
+def evaluate_reconstruction(measured: Mapping[str, Measured]) -> dict[str, dict[str, Estimate]]:
     """R2, FVU, NMSE, cosine and L0 per modality, and over the rows of both where there are two."""
     sums: dict[str, ReconstructionSums] = {name: one.reconstruction for name, one in measured.items()}
     if len(sums) == 2:
@@ -54,7 +53,7 @@ def _estimate_reconstruction(sums: ReconstructionSums) -> dict[str, Estimate]:
     return {name: estimate(values, n, "rows") for name, values in measure_reconstruction(sums)._asdict().items()}
 
 
-def evaluate_dead(measured: Mapping[Modality, Measured]) -> dict[str, Estimate]:
+def evaluate_dead(measured: Mapping[str, Measured]) -> dict[str, Estimate]:
     """Share of features that never fire, per modality and on both."""
     activity = {name: one.activity for name, one in measured.items()}
     if len(activity) == 2:
@@ -62,7 +61,7 @@ def evaluate_dead(measured: Mapping[Modality, Measured]) -> dict[str, Estimate]:
     return {name: _share(one.fires[0] == 0) for name, one in activity.items()}
 
 
-def count_dense(measured: Mapping[Modality, Measured]) -> int:
+def count_dense(measured: Mapping[str, Measured]) -> int:
     """Features that fire on more than half of the rows of some modality."""
     rates = [one.activity.fires[0] / one.activity.rows[0] for one in measured.values()]
     return int((np.max(rates, axis=0) > DENSE).sum())

@@ -1,6 +1,5 @@
 """Figures for papers and for the report (matplotlib). Each function gives the figure and the rows of data behind it."""
 
-import csv
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,14 +9,18 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 
 from thresher.analyze.metrics.modality import Histogram
+from thresher.analyze.tables import write_rows
 from thresher.files import write_atomic
 
 IMAGE_COLOUR, TEXT_COLOUR, SHARED_COLOUR, GREY = "#0072b2", "#d55e00", "#009e73", "#8c8c8c"
 """Okabe and Ito's palette, told apart with any colour vision."""
 INK = "#010203"
 """Colour of text and lines; the report replaces it by the colour of the page's own text."""
+PAGE_COLOURS = {IMAGE_COLOUR: "--image", TEXT_COLOUR: "--text", SHARED_COLOUR: "--shared"}
+"""Variables of the report's style sheet, which are lighter on a dark page."""
 DOTS_PER_INCH = 150
 STYLE: dict[Any, Any] = {
     "font.size": 8.5,
@@ -35,6 +38,8 @@ STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "pdf.fonttype": 42,
 }
+KINDS = ("shared", "image", "text")
+MARKERS = "osD^vP*X<>"
 HISTOGRAMS = {"features": "every feature counts once", "energy": "weighted by energy", "frequent": "without rare features"}
 
 
@@ -96,9 +101,6 @@ def draw_reconstruction(results: Mapping[str, Mapping[str, Any]]) -> Chart:
     return Chart(figure, rows, "R2 and cosine of the reconstructions against the number of active atoms.")
 
 
-MARKERS = "osD^vP*X<>"
-
-
 def _draw_against_l0(axis: Axes, rows: Sequence[dict[str, Any]], measure: str, floor: str | None) -> None:
     names = list(dict.fromkeys(row["sae"] for row in rows))
     for row in rows:
@@ -130,29 +132,38 @@ def draw_concepts(concepts: Sequence[Mapping[str, Any]]) -> Chart:
     `concepts`: rows of concepts.csv. Score: phi, for shared concepts the smaller of the two modalities' phi.
     """
     saes = list(dict.fromkeys(row["sae"] for row in concepts))
-    order = {"shared": 0, "image": 1, "text": 2}
-    found = sorted({(order[row["visibility"]], row["concept"]) for row in concepts})
-    names = [name for _, name in found]
+    found = sorted({(KINDS.index(row["visibility"]), row["concept"]) for row in concepts})
+    panels = [panel for panel in ([one for one in found if one[0] == 0], [one for one in found if one[0] > 0]) if panel]
+    height = 1.1 + 0.155 * max(len(panel) for panel in panels)
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(0.9 + len(panels) * (1.7 + 0.42 * len(saes)), height), layout="constrained")
+        axes = figure.subplots(1, len(panels), squeeze=False)[0]
+        images = [_draw_scores(axis, panel, saes, concepts) for axis, panel in zip(axes, panels, strict=True)]
+        shrink = min(1.0, 3 / height)
+        figure.colorbar(images[0], ax=list(axes), label="phi of the best feature", shrink=shrink, pad=0.02, aspect=14)
+    return Chart(figure, [dict(row) for row in concepts], "How well each ground-truth concept is tracked by its best feature.")
+
+
+def _draw_scores(
+    axis: Axes, panel: Sequence[tuple[int, str]], saes: Sequence[str], concepts: Sequence[Mapping[str, Any]]
+) -> AxesImage:
+    names = [name for _, name in panel]
     scores, recovered = np.full((len(names), len(saes)), np.nan), np.zeros((len(names), len(saes)), dtype=bool)
     for row in concepts:
-        at = names.index(row["concept"]), saes.index(row["sae"])
-        scores[at] = np.nan if row["score"] is None else row["score"]
-        recovered[at] = row["recovered"]
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(2.6 + 0.75 * len(saes), 1.1 + 0.155 * len(names)), layout="constrained")
-        axis = figure.subplots()
-        image = axis.imshow(scores, aspect="auto", cmap="cividis", vmin=0, vmax=1, interpolation="nearest")
-        axis.scatter(*np.nonzero(recovered)[::-1], s=9, color="white", edgecolors="black", linewidths=0.4)
-        axis.set_xticks(range(len(saes)), saes, rotation=30, ha="left", rotation_mode="anchor")
-        axis.xaxis.tick_top()
-        axis.set_yticks(range(len(names)), names, fontsize=7)
-        for label, (kind, _) in zip(axis.get_yticklabels(), found, strict=True):
-            label.set_color((SHARED_COLOUR, IMAGE_COLOUR, TEXT_COLOUR)[kind])
-        axis.tick_params(length=0)
-        for spine in axis.spines.values():
-            spine.set_visible(False)
-        figure.colorbar(image, ax=axis, label="phi of the best feature", shrink=min(1.0, 12 / max(len(names), 1)), pad=0.03)
-    return Chart(figure, [dict(row) for row in concepts], "How well each ground-truth concept is tracked by its best feature.")
+        if row["concept"] in names:
+            at = names.index(row["concept"]), saes.index(row["sae"])
+            scores[at], recovered[at] = row["score"], row["recovered"]
+    image = axis.imshow(scores, aspect="auto", cmap="cividis", vmin=0, vmax=1, interpolation="nearest")
+    axis.scatter(*np.nonzero(recovered)[::-1], s=9, color="white", edgecolors="black", linewidths=0.4)
+    axis.set_xticks(range(len(saes)), saes, rotation=35, ha="left", rotation_mode="anchor")
+    axis.xaxis.tick_top()
+    axis.set_yticks(range(len(names)), names, fontsize=7)
+    for label, (kind, _) in zip(axis.get_yticklabels(), panel, strict=True):
+        label.set_color((SHARED_COLOUR, IMAGE_COLOUR, TEXT_COLOUR)[kind])
+    axis.tick_params(length=0)
+    for spine in axis.spines.values():
+        spine.set_visible(False)
+    return image
 
 
 def draw_confusion(tables: Mapping[str, Mapping[str, Mapping[str, int]]]) -> Chart:
@@ -200,17 +211,10 @@ def save_chart(chart: Chart, folder: Path, name: str) -> str:
         write_atomic(folder / f"{name}.pdf", [_render(figure, "pdf", {"CreationDate": None, "Producer": None})])
         svg = _render(figure, "svg", {"Date": None, "Creator": None}, transparent=True).decode()
     write_rows(folder / f"{name}.csv", chart.rows)
-    return svg[svg.index("<svg") :].replace(INK, "currentColor")
-
-
-def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write dicts of equal keys as CSV (an empty file for no rows)."""
-    text = io.StringIO(newline="")
-    if rows:
-        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    write_atomic(path, [text.getvalue().encode()])
+    svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
+    for colour, variable in PAGE_COLOURS.items():
+        svg = svg.replace(colour, f"var({variable}, {colour})")
+    return svg
 
 
 def _render(figure: Figure, form: str, metadata: dict[str, Any], **options: Any) -> bytes:

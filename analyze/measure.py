@@ -1,12 +1,10 @@
 """One pass over the held-out rows of a hook point: encode, decode, add up."""
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
 from scipy.sparse import csr_array, vstack
-from torch import Tensor
 
 from thresher.analyze.metrics.activity import ActivitySums, add_activity, sum_activity
 from thresher.analyze.metrics.codes import count_active, to_matrix
@@ -15,24 +13,11 @@ from thresher.analyze.metrics.reconstruction import ReconstructionSums, add_reco
 from thresher.analyze.metrics.resample import Resample
 from thresher.analyze.panels import Panel, split_rows
 from thresher.data.store import Store
-from thresher.train.codes import Codes
-
-
-@runtime_checkable
-class Coder(Protocol):
-    """What is measured: takes and gives activations as they are in the store."""
-
-    def encode(self, x: Float[Tensor, "row d_in"], hook_point: str) -> Codes:
-        """Codes of rows of a hook point."""
-        ...
-
-    def decode(self, codes: Codes, hook_point: str) -> Float[Tensor, "row d_in"]:
-        """The rows that codes stand for."""
-        ...
+from thresher.train.checkpoint import TrainedSAE
 
 
 class Measured(NamedTuple):
-    """Everything the measures need, of one coder on one panel."""
+    """Everything the measures need, of one dictionary on one panel."""
 
     reconstruction: ReconstructionSums
     activity: ActivitySums
@@ -42,38 +27,34 @@ class Measured(NamedTuple):
 
 @torch.no_grad()
 def measure(
-    coder: Coder,
-    d_sae: int,
+    trained: TrainedSAE,
     store: Store,
     panel: Panel,
     resample: Resample,
     chunk_rows: int,
-    device: torch.device,
     advance: Callable[[int], None],
 ) -> Measured:
     """Sufficient statistics of a panel. Memory: one chunk, [replicate, d_sae] sums, and the items' codes (sparse)."""
     total: Measured | None = None
     for part in split_rows(panel, chunk_rows):
-        chunk = _measure_chunk(coder, d_sae, store, panel, part, resample, device)
+        chunk = _measure_chunk(trained, store, panel, part, resample)
         total = chunk if total is None else _add(total, chunk)
         advance(part.stop - part.start)
     assert total is not None, "a panel has rows"
     return total
 
 
-def _measure_chunk(
-    coder: Coder, d_sae: int, store: Store, panel: Panel, part: slice, resample: Resample, device: torch.device
-) -> Measured:
-    x = store.read_rows(panel.hook_point, panel.rows[part]).to(device, torch.float32)
-    codes = coder.encode(x, panel.hook_point)
-    x_hat = coder.decode(codes, panel.hook_point)
-    matrix = to_matrix(codes, d_sae)
+def _measure_chunk(trained: TrainedSAE, store: Store, panel: Panel, part: slice, resample: Resample) -> Measured:
+    x = store.read_rows(panel.hook_point, panel.rows[part]).float()
+    codes = trained.encode(x, panel.hook_point)
+    x_hat = trained.decode(codes, panel.hook_point)
+    matrix = to_matrix(codes, trained.sae.d_sae)
     item = panel.item[part]
     record = panel.record[item]
     weights = resample.weights(int(record[0]), int(record[-1]) + 1)
     from_first = record - record[0]
     return Measured(
-        reconstruction=sum_reconstruction(x, x_hat, count_active(matrix), from_first, weights),
+        reconstruction=sum_reconstruction(trained.normalizer.target(x), x_hat, count_active(matrix), from_first, weights),
         activity=sum_activity(matrix, from_first, weights),
         items=max_rows(matrix, item - item[0], int(item[-1] - item[0]) + 1),
     )

@@ -29,9 +29,7 @@ class Panel(NamedTuple):
     """Held-out records of all panels."""
 
 
-def open_panels(
-    store: Store, hook_points: Sequence[str], holdout: float, seed: int, limit: int | None
-) -> dict[Modality, Panel]:
+def open_panels(store: Store, hook_points: Sequence[str], holdout: float, seed: int, limit: int | None) -> dict[str, Panel]:
     """The held-out rows of one hook point per modality; `limit` records at most, drawn at random by `seed`.
 
     Raises AnalysisError when a hook point has no held-out rows.

@@ -14,8 +14,8 @@ from thresher.data.records import Concept
 
 CLASSES = (SHARED, IMAGE, TEXT)
 """The classes that can be right or wrong."""
-CELLS_AT_ONCE = 4_000_000
-"""Numbers per temporary array of the bootstrap: 32 MB."""
+CELLS_AT_ONCE = 2_000_000
+"""Numbers per temporary array of the bootstrap: 16 MB at most."""
 
 
 class Evidence(NamedTuple):
@@ -216,7 +216,7 @@ def _replicate(
     precision = {c: np.full(n_replicates, np.nan) for c in CLASSES}
     recall = {c: np.full(n_replicates, np.nan) for c in CLASSES}
     same = np.full(n_replicates, np.nan)
-    step = max(1, CELLS_AT_ONCE // max(1, len(kept) * n_concepts))
+    step = max(1, CELLS_AT_ONCE // (n_concepts * max(len(kept), len(image.present), len(text.present))))
     scorable = find_scorable(found, visibility)
     for start in range(0, n_replicates, step):
         lines = slice(start, start + step)

@@ -24,15 +24,18 @@ class Contingency(NamedTuple):
 def count_together(
     fired: csr_array, present: Bool[np.ndarray, "item concept"], weights: Float[np.ndarray, "replicate item"]
 ) -> Contingency:
-    """Weighted counts of firing (0/1 matrix [item, feature]) against presence. Costs O(replicate * nnz * concept)."""
+    """Weighted counts of firing (0/1 matrix [item, feature]) against presence. Costs O(replicate * nnz * concept).
+
+    Weights are small integers: their sums are exact in float32 up to 2^24 items.
+    """
     n_replicates, n_items = weights.shape
-    n_concepts = present.shape[1]
-    by_feature = fired.T.tocsr()
-    weighted = (weights.T[:, :, None] * present[:, None, :]).reshape(n_items, -1)
-    both = (by_feature @ weighted).reshape(-1, n_replicates, n_concepts)
+    by_feature = fired.T.tocsr().astype(np.float32)
+    light = np.ascontiguousarray(weights.T, dtype=np.float32)
+    weighted = (light[:, :, None] * present[:, None, :]).reshape(n_items, -1)
+    both = (by_feature @ weighted).reshape(-1, n_replicates, present.shape[1])
     return Contingency(
-        both=np.ascontiguousarray(both.transpose(1, 0, 2)),
-        feature=np.ascontiguousarray((by_feature @ np.ascontiguousarray(weights.T)).T),
+        both=both.transpose(1, 0, 2).astype(np.float64),
+        feature=(by_feature @ light).T.astype(np.float64),
         concept=weights @ present.astype(np.float64),
         n=weights.sum(1),
     )

@@ -1,6 +1,6 @@
 """A number that says how many things it was measured on, in which unit, and how sure it is."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -21,10 +21,6 @@ class Estimate(NamedTuple):
     """How many units the number was measured on."""
     unit: str
     """What `n` counts: rows, items, features, concepts, documents."""
-
-    def plain(self) -> dict[str, Any]:
-        """As values that JSON can hold."""
-        return self._asdict()
 
 
 def estimate(replicates: Float[np.ndarray, " replicate"], n: int, unit: str) -> Estimate:

@@ -1,0 +1,95 @@
+"""What an analysis reads: the store, the checkpoints, and whether they belong together."""
+
+import difflib
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+
+from thresher.analyze.config import AnalyzeConfig
+from thresher.data.records import Modality
+from thresher.data.store import Store, open_store
+from thresher.errors import AnalysisError, ConfigError
+from thresher.train.checkpoint import TrainedSAE, check_width, load_sae
+
+
+class Inputs(NamedTuple):
+    """A store and dictionaries that were trained on it, with one held-out split."""
+
+    store: Store
+    saes: Mapping[str, TrainedSAE]
+    hook_points: Mapping[str, str]
+    """The hook point of each modality."""
+    holdout: float
+    seed: int
+
+
+def open_inputs(config: AnalyzeConfig) -> Inputs:
+    """Open and check everything before any work is done.
+
+    Raises StoreError, CheckpointError, and AnalysisError: another store, another split, a hook point that is not there.
+    """
+    store = open_store(config.store)
+    device = _find_device(config.device)
+    saes = {name: load_sae(folder, device) for name, folder in config.saes.items()}
+    for name, trained in saes.items():
+        _check_store(config, store, name, trained)
+    splits = {name: (trained.config.stream.holdout, trained.config.seed) for name, trained in saes.items()}
+    if len(set(splits.values())) > 1:
+        found = ", ".join(f"{name}: holdout={holdout:g} seed={seed}" for name, (holdout, seed) in splits.items())
+        raise AnalysisError(f"the autoencoders held out different records ({found}); analyze them one at a time")
+    chosen = {"image": _choose(store, saes, "image", config.image), "text": _choose(store, saes, "text", config.text)}
+    hook_points = {modality: name for modality, name in chosen.items() if name is not None}
+    if not hook_points:
+        raise AnalysisError(f"{store.path}: the autoencoders were trained on no hook point of this store")
+    for trained in saes.values():
+        for hook_point in hook_points.values():
+            check_width(trained, hook_point, store.hook_points[hook_point].width)
+    holdout, seed = next(iter(splits.values()))
+    return Inputs(store, saes, hook_points, holdout, seed)
+
+
+def _check_store(config: AnalyzeConfig, store: Store, name: str, trained: TrainedSAE) -> None:
+    if trained.store_fingerprint != store.fingerprint:
+        raise AnalysisError(
+            f"{config.saes[name]}: {name} was trained on the store {trained.store_fingerprint[:12]} ({trained.config.store}), "
+            f"{store.path} is {store.fingerprint[:12]}; its held-out items are not known here. Train it on this store"
+        )
+
+
+def _choose(store: Store, saes: Mapping[str, TrainedSAE], modality: Modality, asked: str | None) -> str | None:
+    """The hook point of a modality: the one asked for, or the only one that the dictionaries were trained on."""
+    if asked is not None:
+        return _check_hook_point(store, saes, modality, asked)
+    of_modality = {name for name, info in store.hook_points.items() if info.modality == modality}
+    trained_on = [[name for name in trained.hook_points if name in of_modality] for trained in saes.values()]
+    common = [name for name in trained_on[0] if all(name in names for names in trained_on)]
+    if len(common) > 1:
+        raise AnalysisError(f"{modality}: the autoencoders were trained on {', '.join(common)}; choose one with {modality}=")
+    if not common and any(trained_on):
+        found = "; ".join(f"{name}: {', '.join(names) or 'none'}" for name, names in zip(saes, trained_on, strict=True))
+        raise AnalysisError(f"{modality}: the autoencoders have no hook point in common ({found}); analyze them one at a time")
+    return common[0] if common else None
+
+
+def _check_hook_point(store: Store, saes: Mapping[str, TrainedSAE], modality: Modality, name: str) -> str:
+    if name not in store.hook_points:
+        near = difflib.get_close_matches(name, store.hook_points, n=3, cutoff=0.3) or list(store.hook_points)
+        raise AnalysisError(f"{store.path}: no hook point {name!r}; nearest: {', '.join(near)}")
+    if store.hook_points[name].modality != modality:
+        raise AnalysisError(f"{modality}={name!r}: that hook point reads {store.hook_points[name].modality}s")
+    for sae, trained in saes.items():
+        if name not in trained.hook_points:
+            raise AnalysisError(f"{modality}={name!r}: {sae} was trained on {', '.join(trained.hook_points)}")
+    return name
+
+
+def _find_device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"device={name!r}: not usable on this machine ({error}); use auto or cpu") from error
+    return device

@@ -1,0 +1,240 @@
+"""The analysis: a store and its dictionaries in, numbers, tables, figures and a report out."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from thresher.analyze.config import AnalyzeConfig
+from thresher.analyze.evaluate import (
+    ModalityResult,
+    count_dense,
+    evaluate_dead,
+    evaluate_modality,
+    evaluate_reconstruction,
+)
+from thresher.analyze.evidence import Present, count_items, make_evidence, read_presence, unknown_concepts
+from thresher.analyze.families import describe_families
+from thresher.analyze.gallery import Card, choose_features, make_cards
+from thresher.analyze.inputs import Inputs, open_inputs
+from thresher.analyze.language import measure_splice
+from thresher.analyze.measure import Measured, measure
+from thresher.analyze.metrics.association import count_together, f1
+from thresher.analyze.metrics.modality import count_rare
+from thresher.analyze.metrics.resample import Resample
+from thresher.analyze.panels import Panel, open_panels
+from thresher.analyze.plates import draw_figures
+from thresher.analyze.report import Page, write_report
+from thresher.analyze.results import (
+    describe_modality,
+    describe_truth,
+    plain,
+    summary_table,
+    tabulate_concepts,
+    tabulate_features,
+)
+from thresher.analyze.tables import write_rows
+from thresher.analyze.truth import Evidence, Rule, TruthScore, score_truth
+from thresher.analyze.warn import find_warnings
+from thresher.config import to_dict
+from thresher.errors import AnalysisError
+from thresher.files import write_atomic
+from thresher.progress import log, progress
+from thresher.runs import canonical_json, fingerprint_file, write_provenance
+from thresher.train.checkpoint import TrainedSAE
+
+METRICS, REPORT = "metrics.json", "report.html"
+FORMAT = "thresher-analysis"
+VERSION = 1
+
+__all__ = ["AnalyzeConfig", "load_results", "load_summary", "run", "summary_table"]
+
+
+class _Context(NamedTuple):
+    """What is the same for every dictionary."""
+
+    config: AnalyzeConfig
+    inputs: Inputs
+    panels: Mapping[str, Panel]
+    presence: Mapping[str, Present]
+    resample: Resample
+
+
+class _Outcome(NamedTuple):
+    """What was found about one dictionary."""
+
+    metrics: dict[str, Any]
+    modality: ModalityResult | None
+    cards: list[Card]
+    concepts: list[dict[str, Any]]
+
+
+def run(config: AnalyzeConfig) -> Path:
+    """Analyze into `config.out` and return the path of `report.html`.
+
+    Raises StoreError, CheckpointError, AnalysisError (they do not belong together, nothing held out) and ConfigError
+    (`out` cannot be written).
+    """
+    inputs = open_inputs(config)
+    panels = open_panels(inputs.store, list(inputs.hook_points.values()), inputs.holdout, inputs.seed, config.limit)
+    resample = Resample(config.n_bootstrap, config.seed)
+    presence = read_presence(inputs.store, panels, resample, config.seed)
+    context = _Context(config, inputs, panels, presence, resample)
+    if len(panels) == 2 and unknown_concepts(inputs.store.concepts):
+        log(f"analyze: {unknown_concepts(inputs.store.concepts)}")
+    n_rows = sum(len(panel.rows) for panel in panels.values())
+    outcomes: dict[str, _Outcome] = {}
+    with progress("analyze", n_rows * len(inputs.saes), "rows") as advance:
+        for name, trained in inputs.saes.items():
+            outcomes[name] = _analyze(context, name, trained, advance)
+    for name, splice in measure_splice(config, inputs, panels).items():
+        outcomes[name].metrics["splice"] = plain(splice)
+    results = _collect(context, outcomes)
+    try:
+        return _write(context, results, outcomes)
+    except OSError as error:
+        raise AnalysisError(f"{config.out}: cannot write the results ({error.strerror}); choose another `out`") from error
+
+
+def load_results(folder: Path) -> dict[str, Any]:
+    """What `metrics.json` of a finished analysis holds. Raises AnalysisError when it is not there or not ours."""
+    path = folder / METRICS
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise AnalysisError(f"{path}: cannot be read ({error}); run the analysis again") from error
+    if not isinstance(found, dict) or (found.get("format"), found.get("version")) != (FORMAT, VERSION):
+        raise AnalysisError(f"{path}: not an analysis of this version; run the analysis again")
+    return found
+
+
+def load_summary(folder: Path) -> list[dict[str, str]]:
+    """The headline table of a finished analysis: one dict per dictionary, header -> cell."""
+    return summary_table(load_results(folder))
+
+
+def _analyze(context: _Context, name: str, trained: TrainedSAE, advance: Any) -> _Outcome:
+    config, store = context.config, context.inputs.store
+    measured = {
+        modality: measure(trained, store, panel, context.resample, config.chunk_rows, advance)
+        for modality, panel in context.panels.items()
+    }
+    metrics: dict[str, Any] = {
+        "path": str(config.saes[name]),
+        "architecture": to_dict(trained.config.sae),
+        "d_in": trained.d_in,
+        "d_sae": trained.sae.d_sae,
+        "iteration": trained.iteration,
+        "is_finished": trained.is_finished,
+        "reconstruction": plain(evaluate_reconstruction(measured)),
+        "dead": plain(evaluate_dead(measured)),
+        "dense": count_dense(measured),
+    }
+    if len(measured) < 2:
+        return _Outcome(metrics, None, [], [])
+    dictionary = trained.sae.dictionary.detach().double().cpu().numpy()
+    result = evaluate_modality(
+        measured["image"].activity, measured["text"].activity, context.resample, dictionary, config.thresholds
+    )
+    metrics["modality"] = describe_modality(result)
+    metrics["modality"]["rare"] = count_rare(result.n_fires.sum(axis=0), config.thresholds.rare_below)
+    return _score(context, name, metrics, result, measured)
+
+
+def _score(
+    context: _Context,
+    name: str,
+    metrics: dict[str, Any],
+    result: ModalityResult,
+    measured: Mapping[str, Measured],
+) -> _Outcome:
+    """Add what needs ground truth, write the table of features, choose the features to show."""
+    config, store, concepts = context.config, context.inputs.store, context.inputs.store.concepts
+    items = {modality: one.items for modality, one in measured.items()}
+    score, rows = None, []
+    if context.presence:
+        evidence = {modality: make_evidence(one, items[modality]) for modality, one in context.presence.items()}
+        score = _score_truth(config, evidence, concepts, result.classes)
+        families = describe_families(evidence["image"], evidence["text"], concepts, score.tracking, score.matches)
+        metrics["truth"] = describe_truth(score, result.classes, concepts, families)
+        rows = tabulate_concepts(name, score, _f1(evidence), result.classes, concepts, count_items(context.presence))
+    folder = config.out / "features"
+    folder.mkdir(parents=True, exist_ok=True)
+    pq.write_table(tabulate_features(result, score, concepts), folder / f"{name}.parquet")
+    chosen = choose_features(result, config.gallery, config.thresholds.rare_below)
+    tables = {modality: store.items(panel.modality) for modality, panel in context.panels.items()}
+    cards = make_cards(chosen, result, score, concepts, items, context.panels, tables, config.gallery.items)
+    return _Outcome(metrics, result, cards, rows)
+
+
+def _score_truth(config: AnalyzeConfig, evidence: Mapping[str, Evidence], concepts: Any, classes: np.ndarray) -> TruthScore:
+    rule = Rule(config.thresholds.min_score, config.thresholds.alpha, config.thresholds.min_items)
+    shuffles = [config.seed + 1 + index for index in range(config.n_shuffles)]
+    return score_truth(evidence["image"], evidence["text"], concepts, classes, rule, shuffles)
+
+
+def _f1(evidence: Mapping[str, Evidence]) -> np.ndarray:
+    counts = [count_together(one.fired, one.present, one.weights[:1]) for one in (evidence["image"], evidence["text"])]
+    return np.stack([f1(one)[0] for one in counts])
+
+
+def _collect(context: _Context, outcomes: Mapping[str, _Outcome]) -> dict[str, Any]:
+    inputs, config = context.inputs, context.config
+    panels = {
+        name: {
+            "hook_point": panel.hook_point,
+            "n_items": len(panel.items),
+            "n_rows": len(panel.rows),
+            "width": inputs.store.hook_points[panel.hook_point].width,
+        }
+        for name, panel in context.panels.items()
+    }
+    identity = inputs.store.identity
+    results: dict[str, Any] = {
+        "format": FORMAT,
+        "version": VERSION,
+        "store": {
+            "path": str(inputs.store.path),
+            "fingerprint": inputs.store.fingerprint,
+            "model": _name(identity.get("model")),
+            "source": _name(identity.get("source")),
+        },
+        "held_out": {
+            "fraction": inputs.holdout,
+            "seed": inputs.seed,
+            "records": next(iter(context.panels.values())).n_records,
+            "panels": panels,
+        },
+        "thresholds": to_dict(config.thresholds),
+        "n_bootstrap": config.n_bootstrap,
+        "order": list(outcomes),
+        "saes": {name: outcome.metrics for name, outcome in outcomes.items()},
+    }
+    results["warnings"] = find_warnings(inputs, results)
+    return results
+
+
+def _write(context: _Context, results: dict[str, Any], outcomes: Mapping[str, _Outcome]) -> Path:
+    out = context.config.out
+    concepts = [row for outcome in outcomes.values() for row in outcome.concepts]
+    write_atomic(out / METRICS, [canonical_json(results)])
+    if concepts:
+        write_rows(out / "concepts.csv", concepts)
+    histograms = {name: outcome.modality.histograms for name, outcome in outcomes.items() if outcome.modality is not None}
+    figures = draw_figures(out / "figures", results, histograms, concepts)
+    cards = {name: outcome.cards for name, outcome in outcomes.items() if outcome.cards}
+    write_report(out / REPORT, Page(results, figures, cards, concepts))
+    digests = {name: fingerprint_file(folder / "model.safetensors") for name, folder in context.config.saes.items()}
+    write_provenance(out, context.config, {"store": context.inputs.store.fingerprint} | digests)
+    return out / REPORT
+
+
+def _name(identity: Any) -> str:
+    """A model or a source in a word or two."""
+    if not isinstance(identity, Mapping):
+        return "unknown"
+    kind, name = identity.get("kind"), identity.get("name")
+    return " ".join(str(part) for part in (kind, name) if part)
