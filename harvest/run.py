@@ -45,7 +45,7 @@ def run(config: HarvestConfig) -> Path:
         log(f"harvest: {config.out} is complete")
         return config.out
     specs = [HookPointSpec(point.name, point.modality, point.space, point.width, config.dtype) for point in hook_points]
-    with StoreWriter(config.out, identity, specs, source.concepts) as writer:
+    with StoreWriter(config.out, identity, specs, source.concepts, items_per_shard=config.items_per_shard) as writer:
         write_provenance(config.out, config, {"source": source.fingerprint, "model": adapter.identity["weights"]})
         _fill(writer, config, adapter, hook_points, prepare)
     return config.out
@@ -99,6 +99,7 @@ def _identify(
         "order": "source" if config.order == "source" else f"shuffled by seed {config.seed}",
         "thumbnail": config.thumbnail,
         "on_nonfinite": config.on_nonfinite,
+        "items_per_shard": config.items_per_shard,
     }
 
 

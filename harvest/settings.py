@@ -46,6 +46,8 @@ class HarvestConfig:
     """An image that cannot be decoded: leave its rows out and count it, or stop."""
     on_nonfinite: Literal["stop", "drop"] = "stop"
     """An activation with NaN or infinity: stop, or leave its row out and count it."""
+    items_per_shard: int | None = None
+    """Records per shard, which is what a kill can cost; chosen by size (at most 256 MiB, 8192 records) when not given."""
     device: str = "auto"
     """auto (a GPU if there is one), cpu, cuda or cuda:<i>."""
     workers: int = 2
@@ -54,7 +56,14 @@ class HarvestConfig:
     def __post_init__(self) -> None:
         if not self.hook_points:
             raise ConfigError("hook_points: name at least one, for instance vision.pooled")
-        for name, low in (("batch_size", 1), ("workers", 1), ("thumbnail", 0), ("seed", 0), ("limit", 1)):
+        for name, low in (
+            ("batch_size", 1),
+            ("workers", 1),
+            ("thumbnail", 0),
+            ("seed", 0),
+            ("limit", 1),
+            ("items_per_shard", 1),
+        ):
             value = getattr(self, name)
             if value is not None and value < low:
                 raise ConfigError(f"{name}={value}: at least {low}")
