@@ -96,7 +96,7 @@ class ActivationStream:
             "balance": balance,
         }
         total = sum(store.rows(name) for name in hook_points)
-        modalities = {store.hook_points[name].modality for name in hook_points}
+        modalities: set[Modality] = {store.hook_points[name].modality for name in hook_points}
         held = {modality: held_out(store, modality, holdout, seed) for modality in modalities}
         self._sources = [
             ShuffledRows(

@@ -107,14 +107,27 @@ def summarize(state: State) -> Moments:
 
 
 def dump_states(states: Mapping[str, State]) -> bytes:
-    """Hook point -> state as safetensors; tensors are called `<hook point>/<name>`."""
-    return safetensors.save({f"{hook}/{name}": value for hook, state in states.items() for name, value in state.items()})
+    """Hook point -> state as safetensors; tensors are called `<hook point>/<name>`, histograms without empty ends."""
+    return safetensors.save({f"{hook}/{name}": value for hook, state in states.items() for name, value in _trim(state).items()})
 
 
 def load_states(data: bytes, hook_points: Iterable[str]) -> dict[str, State]:
     """What `dump_states` wrote."""
     tensors = safetensors.load(data)
-    return {hook: {name: tensors[f"{hook}/{name}"] for name in empty_state(1)} for hook in hook_points}
+    names = [*empty_state(1), "norm_first_bin"]
+    return {hook: _widen({name: tensors[f"{hook}/{name}"] for name in names}) for hook in hook_points}
+
+
+def _trim(state: State) -> State:
+    histogram = state["norm_histogram"]
+    used = np.flatnonzero(histogram)
+    first, last = (int(used[0]), int(used[-1])) if len(used) else (0, -1)
+    return state | {"norm_histogram": histogram[first : last + 1], "norm_first_bin": np.array([first], np.int64)}
+
+
+def _widen(state: State) -> State:
+    first, trimmed = int(state.pop("norm_first_bin")[0]), state["norm_histogram"]
+    return state | {"norm_histogram": np.pad(trimmed, (first, N_BINS - first - len(trimmed)))}
 
 
 def _sum_rows(rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:

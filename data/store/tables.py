@@ -1,6 +1,6 @@
 """The tables of items and of pairs, stored as numbered Parquet parts."""
 
-# pyright: reportUnknownParameterType=none, reportUnknownLambdaType=none, reportArgumentType=none
+# pyright: reportUnknownParameterType=none
 # pyarrow is not typed
 
 from collections.abc import Mapping, Sequence
@@ -83,6 +83,5 @@ def _columns(rows: Sequence[Sequence[int]], n: int, schema: pa.Schema) -> list[p
 
 def _serialize(table: pa.Table) -> memoryview:
     sink = pa.BufferOutputStream()
-    compression = {name: "none" if name == "thumbnail" else "zstd" for name in table.column_names}
-    pq.write_table(table, sink, compression=compression)
+    pq.write_table(table, sink, compression="none")
     return memoryview(sink.getvalue())

@@ -14,8 +14,12 @@ import xarray
 import zarr
 
 from thresher.data.store import Store, StoreWriter, open_store
-from thresher.data.store.layout import activations_path
-from thresher.testing.store import CONCEPTS, HOOK_POINTS, IDENTITY, expected_items, expected_rows, write_store
+from thresher.data.store.layout import ArraySpec, activations_path
+from thresher.data.store.shard import STORAGE
+from thresher.data.store.sharded import ShardedArray, open_array
+from thresher.data.store.space import Column
+from thresher.data.store.zarr_json import array_document
+from thresher.testing.store import CONCEPTS, HOOK_POINTS, IDENTITY, expected_items, expected_rows, tree, write_store
 
 N_BATCHES = 6
 NAMES = [spec.name for spec in HOOK_POINTS]
@@ -91,6 +95,33 @@ def test_other_writers_write_the_same_shards(store, name, other, tmp_path):
     assert sorted(path.relative_to(copy) for path in copy.glob("c/*/0")) == shards
 
 
+@pytest.mark.parametrize("data_type", ["bfloat16", "float32", "int64"])
+@pytest.mark.parametrize("rows", [1, 4, 7, 16, 33, 48])
+@pytest.mark.parametrize("width", [None, 1, 3])
+def test_shards_of_many_chunks_are_those_of_other_writers(rows, width, data_type, tmp_path):
+    spec = ArraySpec("own", data_type, width, shard_rows=16, chunk_rows=4, hook_point=None)
+    stored = np.random.default_rng(rows).integers(0, 255, (rows, width or 1), np.uint8).astype(STORAGE[data_type])
+    stored = stored[:, 0] if width is None else stored
+    column = Column(tmp_path, spec)
+    for block, start in enumerate(range(0, rows, 16)):
+        for first in range(start, min(start + 16, rows), 3):
+            column.append(stored[first : min(first + 3, start + 16)], block)
+        column.finish_shard(block)
+    (tmp_path / "own" / "zarr.json").write_bytes(array_document(spec, rows))
+    native = stored.view(ml_dtypes.bfloat16) if data_type == "bfloat16" else stored
+    for other in ("zarr", "tensorstore"):
+        (tmp_path / other).mkdir()
+        shutil.copy(tmp_path / "own" / "zarr.json", tmp_path / other / "zarr.json")
+    with zarr.config.set({"array.write_empty_chunks": True}):
+        zarr.open_array(tmp_path / "zarr", mode="r+")[:] = native
+    open_tensorstore(tmp_path / "tensorstore").write(native).result()
+    assert tree(tmp_path / "own") == tree(tmp_path / "zarr") == tree(tmp_path / "tensorstore")
+    reader, out = open_array(tmp_path / "own"), np.empty_like(stored)
+    assert isinstance(reader, ShardedArray)
+    reader.read_into(0, out)
+    np.testing.assert_array_equal(out, stored)
+
+
 LAYOUTS = {
     "sharded": {"shards": (16, 7), "chunks": (4, 7), "compressors": None},
     "unsharded": {"chunks": (5, 7)},
@@ -136,7 +167,9 @@ def test_a_chunk_that_another_writer_left_out_is_read_as_zeros(store, tmp_path):
 def test_every_bfloat16_survives_zarr_python_and_tensorstore(tmp_path):
     every = np.arange(2**16, dtype=np.uint16).view(ml_dtypes.bfloat16).reshape(-1, 16)
     with zarr.config.set({"array.write_empty_chunks": True}):
-        array = zarr.create_array(tmp_path / "a", shape=every.shape, dtype=every.dtype, chunks=(64, 16), fill_value=float("nan"))
+        array = zarr.create_array(
+            tmp_path / "a", shape=every.shape, dtype=every.dtype, chunks=(64, 16), fill_value=float("nan")
+        )
         array[:] = every
     np.testing.assert_array_equal(bits(zarr.open_array(tmp_path / "a", mode="r")[:]), bits(every))
     np.testing.assert_array_equal(bits(open_tensorstore(tmp_path / "a").read().result()), bits(every))
