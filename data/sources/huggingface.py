@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+from pyarrow import ArrowException
+
 from thresher.config import config
 from thresher.data.records import Concept, Modality, Record, Text
 from thresher.data.sources.decoding import check_colour, decode_image
@@ -122,7 +124,7 @@ def _load(settings: HuggingFaceDataset) -> Any:
                 raise SourceError(f"{path}: expected a file ending in {', '.join(BUILDERS)}")
             return datasets.load_dataset(BUILDERS[path.suffix], data_files=place, split=settings.split)
         return datasets.load_dataset(place, settings.name, split=settings.split, revision=settings.revision)
-    except (OSError, ValueError, KeyError, RuntimeError, DatasetsError) as error:
+    except (OSError, ValueError, LookupError, RuntimeError, DatasetsError) as error:
         raise SourceError(f"{settings.dataset}: cannot load split {settings.split!r}: {error}") from error
 
 
@@ -160,7 +162,7 @@ def _select(settings: HuggingFaceDataset, loaded: Any) -> Any:
         return rows
     try:
         return rows.cast_column(settings.image_column, datasets.Image(decode=False))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, ArrowException) as error:
         raise SourceError(f"{settings.dataset}: column {settings.image_column!r} holds no images: {error}") from error
 
 

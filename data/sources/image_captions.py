@@ -96,7 +96,8 @@ def read_table(path: Path) -> list[dict[str, Any]]:
                 with path.open(encoding="utf-8-sig", newline="") as file:
                     return list(csv.DictReader(file, delimiter="," if suffix == ".csv" else "\t", strict=True))
             case ".jsonl":
-                return [_parse_line(path, number, line) for number, line in enumerate(path.open("rb"), 1) if line.strip()]
+                lines = path.read_bytes().splitlines()
+                return [_parse_line(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
             case ".parquet":
                 return cast(list[dict[str, Any]], pq.read_table(path).to_pylist())
             case _:
