@@ -241,14 +241,15 @@ def read_held_out(
     With `limit` a random choice of so many of them, the same for the same seed. Raises StoreError when there are none.
     """
     mask = held_out(store, store.hook_points[hook_point].modality, fraction, seed)
-    rows = np.flatnonzero(mask[store.item_of(hook_point)])
+    items = store.item_of(hook_point)
+    rows = np.flatnonzero(mask[items])
     if len(rows) == 0:
         raise StoreError(
             f"{store.path}: {hook_point}: no rows are held out with holdout={fraction}; harvest more records or hold out more"
         )
     if limit is not None and limit < len(rows):
         rows = np.sort(np.random.default_rng(seed).choice(rows, limit, replace=False))
-    return store.read_rows(hook_point, rows).float(), store.item_of(hook_point)[rows]
+    return store.read_rows(hook_point, rows).float(), items[rows]
 
 
 def _mix(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from thresher.data.store.header import pick
 from thresher.data.store.layout import commit_path
 from thresher.data.store.shard import StoredFile, write_file
 from thresher.errors import StoreError
@@ -66,7 +67,8 @@ def _read(root: Path, space: str) -> Iterator[Commit]:
 def _parse(path: Path) -> Commit:
     try:
         record: dict[str, Any] = json.loads(path.read_bytes())
-        files = {name: StoredFile(**stored) for name, stored in record.pop("files").items()}
-        return Commit(files=files, cursor=Cursor(**record.pop("cursor")), **record)
+        files = {name: StoredFile(**pick(stored, StoredFile._fields)) for name, stored in record["files"].items()}
+        known = {"files": files, "cursor": Cursor(**pick(record["cursor"], Cursor._fields))}
+        return Commit(**pick(record | known, Commit._fields))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise StoreError(f"{path}: not a commit record ({error}); the store is damaged: harvest it again") from error

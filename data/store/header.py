@@ -51,9 +51,9 @@ def read_header(root: Path) -> Header:
     try:
         return Header(
             identity=document["identity"],
-            hook_points=tuple(HookPointSpec(**spec) for spec in document["hook_points"]),
-            concepts=tuple(Concept(**concept) for concept in document["concepts"]),
-            layout=Layout(**document["layout"]),
+            hook_points=tuple(HookPointSpec(**pick(spec, HookPointSpec._fields)) for spec in document["hook_points"]),
+            concepts=tuple(Concept(**pick(concept, Concept._fields)) for concept in document["concepts"]),
+            layout=Layout(**pick(document["layout"], Layout._fields)),
         )
     except (KeyError, TypeError) as error:
         raise StoreError(f"{path}: damaged ({error!r}); harvest the store again") from error
@@ -83,6 +83,11 @@ def check_same(root: Path, stored: Header, asked: Header) -> None:
             f"{root}: holds an unfinished harvest of something else; rerun that harvest to finish it, or choose another `out`\n"
             + "\n".join(f"  {line}" for line in differences[:20])
         )
+
+
+def pick(values: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """The fields that this version knows; the format may gain optional ones. KeyError when one is missing."""
+    return {name: values[name] for name in names}
 
 
 def plain(value: Any) -> Any:

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from thresher.data.store import moments
 from thresher.data.store.commits import Commit
-from thresher.data.store.header import Header, check_version
+from thresher.data.store.header import Header, check_version, pick
 from thresher.data.store.layout import FORMAT, MANIFEST, MOMENTS, RUN, VERSION
 from thresher.data.store.recovery import Committed, list_files, read_committed
 from thresher.data.store.shard import StoredFile, write_file
@@ -67,7 +67,7 @@ def read_manifest(root: Path) -> Manifest | None:
     found, stored = _digest({key: value for key, value in document.items() if key != "sha256"}), document.get("sha256")
     if found != stored:
         raise StoreError(f"{path}: its content has digest {found}, expected {stored}; the store is damaged: harvest it again")
-    files = {name: StoredFile(**stored) for name, stored in document["files"].items()}
+    files = {name: StoredFile(**pick(stored, StoredFile._fields)) for name, stored in document["files"].items()}
     return Manifest(files, document["rows"], document["items"], document["pairs"], document["sha256"])
 
 

@@ -8,12 +8,13 @@ from typing import Literal
 
 import crc32c
 
-from thresher.data.store.header import read_header
+from thresher.data.store.header import Header, read_header
 from thresher.data.store.layout import MANIFEST, RUN, arrays_of
 from thresher.data.store.manifest import read_manifest
 from thresher.data.store.reader import describe_unfinished
 from thresher.data.store.recovery import list_files, read_committed
 from thresher.data.store.shard import StoredFile
+from thresher.data.store.sharded import Shard
 from thresher.data.store.zarr_json import array_document
 from thresher.errors import StoreError
 from thresher.progress import progress
@@ -29,8 +30,9 @@ Level = Literal["sizes", "checksums"]
 def verify_store(path: Path, *, level: Level) -> list[str]:
     """Compare the files of a store with its manifest, or with its commit records when it is unfinished.
 
-    `sizes` looks at names and sizes, `checksums` reads every byte. Gives the findings, each with file, what was found, what
-    was expected; empty when the store is sound and complete. Raises StoreError when `path` holds no store at all.
+    `sizes` looks at names, sizes and the indices of shards, `checksums` reads every byte. Gives the findings, each with file,
+    what was found, what was expected; empty when the store is sound and complete. Raises StoreError when `path` holds no
+    store at all.
     """
     if not (path / RUN).exists():
         read_header(path)
@@ -45,6 +47,8 @@ def _verify(path: Path, level: Level) -> Iterator[str]:
     manifest = read_manifest(path)
     if manifest is not None:
         yield from _check_files(path, manifest.files, level)
+        if level == "sizes":
+            yield from _check_indices(path, header, manifest.files)
         yield from _find_strays(path, set(manifest.files))
         return
     committed = read_committed(path, header.layout)
@@ -65,6 +69,19 @@ def _check_files(path: Path, files: Mapping[str, StoredFile], level: Level) -> I
             advance()
             if finding:
                 yield finding
+
+
+def _check_indices(path: Path, header: Header, files: Mapping[str, StoredFile]) -> Iterator[str]:
+    """Findings about shards of the right size whose index is not what it must be."""
+    spaces = {spec.space for spec in header.hook_points}
+    arrays = {spec.path: spec for space in spaces for spec in arrays_of(space, header.hook_points, header.layout)}
+    for name, expected in files.items():
+        spec = arrays.get(name.rpartition("/c/")[0])
+        if spec is not None and _check_file(path / name, expected, "sizes") is None:
+            try:
+                Shard(path / name, spec.shard_rows // spec.chunk_rows, spec.chunk_rows * spec.row_bytes)
+            except StoreError as error:
+                yield str(error)
 
 
 def _check_file(path: Path, expected: StoredFile, level: Level) -> str | None:

@@ -1,0 +1,188 @@
+"""Write and read bandwidth of the activation store against raw files, in alternation: `python benchmarks/store.py [--mb 400]`.
+
+Every repeat writes the same rows once as a store and once as one raw file with fsync, then reads the store's shards with
+plain `preadv` and through each of the store's ways; printed are medians over the repeats and ratios of medians. Reads are
+from the page cache (a fast disk: the processor is the limit) unless `--cold` evicts the files first.
+"""
+
+import argparse
+import functools
+import itertools
+import os
+import resource
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from thresher.data.store import Batch, HookPointSpec, Item, Rows, Store, StoreWriter, open_store, verify_store
+from thresher.data.store.schema import TORCH_DTYPE
+from thresher.data.stream import ActivationStream
+
+TOKENS = 50
+ITEMS = 64
+BLOCK = 4 << 20
+
+
+class Cost(NamedTuple):
+    """Of one run."""
+
+    seconds: float
+    cpu: float
+
+
+def measure(work: Callable[[], object]) -> Cost:
+    """Wall and processor time of all threads."""
+    before, start = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
+    work()
+    seconds, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF)
+    return Cost(seconds, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+
+
+def make_batches(n: int, width: int, hook_points: list[HookPointSpec]) -> Iterator[Batch]:
+    """Batches of random rows; the same tensors again and again, so that making them costs nothing."""
+    rows_per_batch = ITEMS * TOKENS
+    x = torch.randn(rows_per_batch, width).to(TORCH_DTYPE[hook_points[0].dtype])
+    item = torch.arange(ITEMS).repeat_interleave(TOKENS)
+    position = torch.arange(TOKENS).repeat(ITEMS).int()
+    for index in range(n):
+        items = [Item(f"{index}/{i}", index * ITEMS + i, "ok", None, None, ()) for i in range(ITEMS)]
+        rows = Rows(item, position, None, {spec.name: x for spec in hook_points})
+        yield Batch(index, {"image": items}, [], {"image.tokens": rows})
+
+
+def write_raw(path: Path, batches: list[Batch]) -> None:
+    """The same activations into one file, then fsync."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for batch in batches:
+        for x in batch.rows["image.tokens"].activations.values():
+            os.write(descriptor, x.view(torch.int16).numpy().data)
+    os.fsync(descriptor)
+    os.close(descriptor)
+
+
+def write_store(path: Path, batches: list[Batch], hook_points: list[HookPointSpec]) -> None:
+    with StoreWriter(path, {"of": "a benchmark"}, hook_points, ()) as writer:
+        for batch in batches:
+            writer.write(batch)
+        writer.finish()
+
+
+def read_raw(files: list[Path]) -> None:
+    """Every byte of the shards through one buffer."""
+    buffer = np.empty(BLOCK, np.uint8)
+    for file in files:
+        descriptor = os.open(file, os.O_RDONLY)
+        offset = 0
+        while n := os.preadv(descriptor, [buffer.data], offset):
+            offset += n
+        os.close(descriptor)
+
+
+def read_chunks(store: Store, order: np.ndarray, out: torch.Tensor) -> None:
+    """Chunks of every hook point in `order` into one buffer."""
+    for name, chunk in itertools.product(store.hook_points, order.tolist()):
+        start = chunk * len(out)
+        store.read_into(name, start, out[: min(len(out), store.rows(name) - start)])
+
+
+def verify_all(path: Path) -> None:
+    findings = verify_store(path, level="checksums")
+    if findings:
+        raise SystemExit("\n".join(findings))
+
+
+def open_stream(store: Store, pool_rows: int, seed: int) -> ActivationStream:
+    """All hook points, nothing held out."""
+    return ActivationStream(
+        store,
+        list(store.hook_points),
+        batch_size=4096,
+        holdout=0.0,
+        seed=seed,
+        pool_rows=pool_rows,
+        balance="rows",
+        device=torch.device("cpu"),
+    )
+
+
+def stream_epoch(stream: ActivationStream, n_batches: int) -> None:
+    batches = iter(stream)
+    for _ in range(n_batches):
+        next(batches)
+    batches.close()  # type: ignore[attr-defined]
+
+
+def evict(files: list[Path]) -> None:
+    for file in files:
+        descriptor = os.open(file, os.O_RDONLY)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(descriptor)
+
+
+def run(folder: Path, arguments: argparse.Namespace) -> dict[str, list[Cost]]:
+    """All costs by the name of what was done."""
+    hook_points = [
+        HookPointSpec(f"vision.{i}", "image", "image.tokens", arguments.width, "bfloat16") for i in range(arguments.hooks)
+    ]
+    bytes_per_batch = ITEMS * TOKENS * arguments.width * 2 * arguments.hooks
+    batches = list(make_batches(max(1, int(arguments.mb * 1e6) // bytes_per_batch), arguments.width, hook_points))
+    costs: dict[str, list[Cost]] = {}
+
+    def add(name: str, files: list[Path], work: Callable[..., object], *given: object) -> None:
+        if arguments.cold:
+            evict(files)
+        costs.setdefault(name, []).append(measure(functools.partial(work, *given)))
+
+    for repeat in range(arguments.repeats):
+        path = folder / f"store{repeat}"
+        add("write raw + fsync", [], write_raw, folder / "raw", batches)
+        (folder / "raw").unlink()
+        add("write store", [], write_store, path, batches, hook_points)
+        files, store = sorted(path.glob("acts.zarr/layers/*/activations/c/*/0")), open_store(path)
+        chunk = torch.empty((1024, arguments.width), dtype=torch.bfloat16)
+        order = np.random.default_rng(repeat).permutation(-(-store.rows("vision.0") // len(chunk)))
+        add("read raw", files, read_raw, files)
+        add("read store, in order", files, read_chunks, store, np.sort(order), chunk)
+        add("read store, random chunks", files, read_chunks, store, order, chunk)
+        add("verify checksums", files, verify_all, path)
+        n_rows = store.rows("vision.0") * arguments.hooks
+        for name, pool_rows in (("whole", n_rows), ("tenth", n_rows // 10)):
+            stream = open_stream(store, pool_rows, repeat)
+            add(f"stream an epoch, pool of the {name}", files, stream_epoch, stream, n_rows // 4096)
+            stream.close()
+        shutil.rmtree(path)
+    return costs
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--mb", type=float, default=400.0)
+    parser.add_argument("--width", type=int, default=768)
+    parser.add_argument("--hooks", type=int, default=4)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--cold", action="store_true", help="evict the files before every read")
+    parser.add_argument("--folder", type=Path, default=None, help="where to write; a temporary folder by default")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+        costs = run(Path(folder), arguments)
+    print(
+        f"{arguments.mb:.0f} MB, {arguments.hooks} hook points, {arguments.width} wide, bfloat16, {arguments.repeats} repeats"
+    )
+    print(f"{'':38} {'GB/s':>8} {'of raw':>7} {'cpu s':>7} {'of raw':>7}")
+    for name, found in costs.items():
+        base = costs["write raw + fsync" if name.startswith("write") else "read raw"]
+        seconds, cpu = (statistics.median(values) for values in zip(*found, strict=True))
+        raw_seconds, raw_cpu = (statistics.median(values) for values in zip(*base, strict=True))
+        rate = arguments.mb / 1e3 / seconds
+        print(f"{name:38} {rate:8.2f} {raw_seconds / seconds:7.2f} {cpu:7.2f} {cpu / raw_cpu:7.1f}")
+
+
+if __name__ == "__main__":
+    main()
