@@ -21,7 +21,7 @@ class JumpRelu(Dictionary):
 
     kind: Literal["jumprelu"] = "jumprelu"
     sparsity: float = 1.0
-    """Weight of the penalty: of L0 / d_in or, when `l0` is given, of (L0 / l0 - 1)^2, beside the squared error per dimension."""
+    """Weight, beside the squared error per dimension, of L0 / d_in or, when `l0` is given, of (L0 / l0 - 1)^2."""
     l0: float | None = None
     """Wanted L0."""
     threshold: float = 1.0

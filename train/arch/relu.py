@@ -2,11 +2,12 @@
 
 import dataclasses
 import math
+from statistics import NormalDist
 from typing import Literal
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from thresher.config import config
 from thresher.errors import ConfigError
@@ -50,6 +51,8 @@ class ReluSAE(LinearCoder):
     def __init__(self, settings: Relu, d_in: int, generator: torch.Generator) -> None:
         super().__init__(d_in, settings, generator)
         self.settings = settings
+        if settings.l0 is not None:
+            nn.init.constant_(self.encoder_bias, -_level_exceeded_by(settings.l0 / self.d_sae))
         self.register_buffer("l1_base", torch.tensor(float(settings.l1)))
         self.register_buffer("l1", torch.tensor(float(settings.l1)))
 
@@ -78,3 +81,12 @@ class ReluSAE(LinearCoder):
             excess = (stats.parts["l0"].clamp_min(1e-3).log() - math.log(self.settings.l0)).clamp(-1, 1)
             self.l1_base.mul_((self.settings.l0_rate * excess).exp())
             self.l1.copy_(self.l1_base * excess.exp())
+
+
+def _level_exceeded_by(share: float) -> float:
+    """Level that this share of the initial encoder outputs exceeds, when rows have mean square 1: they are about normal.
+
+    Started there instead of at half of all atoms, training needs far fewer rows (planted data with 6 active atoms, L0 8,
+    600 iterations: FVU 0.22 instead of 0.80).
+    """
+    return NormalDist().inv_cdf(1 - min(share, 0.5))
