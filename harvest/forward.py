@@ -52,9 +52,11 @@ class Reader:
         with torch.inference_mode(), torch.autocast(device.type, mixed, enabled=autocast != "off"):
             for chunk in prepared.chunks:
                 points = [point for point in self._hook_points if point.modality == chunk.inputs.modality]
+                # Before the forward pass: a copy to the device behind it would wait for it.
+                index = {"tokens": chunk.tokens.send(device), "items": chunk.items.send(device)}
                 captured = self._adapter.capture(chunk.inputs.send(device), points)
                 for point in points:
-                    rows = gather(captured[point.name], _rows_of(chunk, point), point.level)
+                    rows = gather(captured[point.name], index[point.level], point.level)
                     kept = rows.to(torch_dtype(self._settings.dtype)).to("cpu", non_blocking=True)
                     values[point.name].append(kept)
         if device.type != "cuda":

@@ -28,7 +28,13 @@ class Chunk(NamedTuple):
     item: Int[Tensor, " item"]
     """For each item of the inputs, its index within the batch's items of this modality."""
     tokens: RowIndex
+    """Rows of hook points with one row per token."""
     items: RowIndex
+    """Rows of hook points with one row per item."""
+
+    def pin(self) -> "Chunk":
+        """The same chunk in page-locked memory, from where a copy to the GPU is asynchronous."""
+        return Chunk(self.inputs.pin(), self.item, self.tokens.pin(), self.items.pin())
 
 
 class Prepared(NamedTuple):
@@ -103,8 +109,8 @@ class Preparer:
             yield self._chunk(inputs, torch.arange(start, start + len(part)), self._settings.text_rows)
 
     def _chunk(self, inputs: Inputs, item: Tensor, policy: Any) -> Chunk:
-        ready = inputs.pin() if self._adapter.device.type == "cuda" else inputs
-        return Chunk(ready, item, select_tokens(inputs.layout, policy), select_items(inputs.layout))
+        chunk = Chunk(inputs, item, select_tokens(inputs.layout, policy), select_items(inputs.layout))
+        return chunk.pin() if self._adapter.device.type == "cuda" else chunk
 
 
 def prepare_ahead(prepare: Callable[[int], Prepared], indices: Sequence[int], workers: int) -> Iterator[Prepared]:

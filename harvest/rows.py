@@ -23,6 +23,15 @@ class RowIndex(NamedTuple):
     is_everything: bool
     """Every position of every item is a row, in order."""
 
+    def send(self, device: torch.device) -> "RowIndex":
+        """The same rows on a device; the copy to a GPU does not wait when the tensors are pinned."""
+        item, position = self.item.to(device, non_blocking=True), self.position.to(device, non_blocking=True)
+        return RowIndex(item, position, self.is_everything)
+
+    def pin(self) -> "RowIndex":
+        """The same rows in page-locked memory."""
+        return RowIndex(self.item.pin_memory(), self.position.pin_memory(), self.is_everything)
+
 
 def select_tokens(layout: Layout, policy: ImageRows | TextRows) -> RowIndex:
     """The positions that become rows. Padding never does, but where the model itself pools at padding (SigLIP) and `eot`
@@ -45,11 +54,10 @@ def select_items(layout: Layout) -> RowIndex:
 
 
 def gather(activations: Float[Tensor, "item *position d"], rows: RowIndex, level: Level) -> Float[Tensor, "row d"]:
-    """The rows of captured activations, in order, contiguous; no copy when they are everything."""
+    """The rows of captured activations, in order, contiguous; no copy when they are everything. All on one device."""
     if rows.is_everything:
         return activations.flatten(0, -2).contiguous()
-    item = rows.item.to(activations.device)
-    return activations[item] if level == "items" else activations[item, rows.position.to(activations.device)]
+    return activations[rows.item] if level == "items" else activations[rows.item, rows.position]
 
 
 def find_nonfinite(activations: Float[Tensor, "row d"]) -> Bool[Tensor, " row"] | None:

@@ -73,6 +73,11 @@ class TestOpenClip(OpenClipSuite):
         self.folder = open_clip_folder
 
 
+class TestShippedClip(OpenClipSuite):
+    def open_adapter(self) -> Adapter:
+        return open_adapter(OpenClipModel(), CPU)
+
+
 class TestOpenClipWithMeanPooling(OpenClipSuite):
     @pytest.fixture(autouse=True)
     def use_folder(self, make_open_clip: Callable[..., Path]) -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from transformers import AutoTokenizer
 
 from thresher.errors import ConfigError, ModelError
 from thresher.harvest.adapters import Adapter, HFClipModel, OpenClipModel, open_adapter
@@ -79,6 +80,16 @@ def test_the_eot_position_of_the_old_rule_is_the_largest_token_id(make_hf_clip: 
     assert inputs.layout.summary is not None
     assert ids[-1] == 2
     assert inputs.layout.summary[0] == ids.argmax() != len(ids) - 1
+
+
+@pytest.mark.parametrize("padding", [True, "max_length"])
+def test_token_ids_are_the_tokenizers_own(hf_clip_folder: Path, siglip_folder: Path, padding: bool | str) -> None:
+    folder = hf_clip_folder if padding is True else siglip_folder
+    texts = ["a red square", "one word after another and no end, short or long", "x"]
+    found = open_adapter(HFClipModel(name=str(folder)), CPU).prepare_texts(texts)
+    own = AutoTokenizer.from_pretrained(folder)(texts, padding=padding, truncation=True, max_length=16, return_tensors="pt")
+    assert torch.equal(found.tensors["input_ids"], own["input_ids"])
+    assert torch.equal(found.layout.valid, own["attention_mask"].bool())
 
 
 def test_siglip_has_no_cls(siglip_folder: Path) -> None:

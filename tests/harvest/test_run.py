@@ -145,6 +145,33 @@ def test_smaller_types_are_the_rounded_values(open_clip_folder: Path, tmp_path: 
         assert torch.equal(read_all(small, name), read_all(exact, name).to(getattr(torch, dtype)))
 
 
+@pytest.mark.parametrize("family", ["open-clip", "hf-clip", "hf-causal-lm"])
+def test_a_model_in_bfloat16_is_harvested_as_it_computes(
+    family: str, open_clip_folder: Path, hf_clip_folder: Path, llama_folder: Path, tmp_path: Path
+) -> None:
+    name = {"open-clip": f"local-dir:{open_clip_folder}", "hf-clip": hf_clip_folder, "hf-causal-lm": llama_folder}[family]
+    changes = {"model": {"kind": family, "name": str(name), "precision": "bfloat16"}, "dtype": "bfloat16", "hook_points": ["*"]}
+    settings = make_config(tmp_path / "store", open_clip_folder, **changes, batch_size=32)
+    store = open_store(run(settings))
+    adapter = open_adapter(settings.model, CPU)
+    assert {parameter.dtype for parameter in adapter.model.parameters()} == {torch.bfloat16}  # type: ignore[attr-defined]
+    records = list(open_source(settings.source).records())
+    inputs = adapter.prepare_texts([text.text for record in records for text in record.texts])
+    with torch.inference_mode():
+        captured = adapter.capture(inputs, adapter.resolve(["text.1"], ["text"]))["text.1"]
+    assert torch.equal(read_all(store, "text.1"), captured[inputs.layout.valid])
+
+
+def test_autocast_runs_in_mixed_precision(open_clip_folder: Path, tmp_path: Path) -> None:
+    exact = open_store(run(make_config(tmp_path / "exact", open_clip_folder, hook_points=["vision.embed"])))
+    mixed = open_store(
+        run(make_config(tmp_path / "mixed", open_clip_folder, hook_points=["vision.embed"], autocast="bfloat16"))
+    )
+    a, b = read_all(exact, "vision.embed"), read_all(mixed, "vision.embed")
+    assert not torch.equal(a, b)
+    torch.testing.assert_close(a, b, rtol=0.05, atol=0.05)
+
+
 def test_a_limit_takes_the_first_records(open_clip_folder: Path, tmp_path: Path) -> None:
     store = open_store(run(make_config(tmp_path / "store", open_clip_folder, limit=5)))
     assert [item["record"] for item in item_table(store, "image")] == [0, 1, 2, 3, 4]
