@@ -12,7 +12,6 @@ from torch.nn import functional
 
 from thresher.data.records import Concept
 from thresher.harvest.pretrain.model import normalize
-from thresher.harvest.pretrain.pairs import Pairs
 
 DRAW = 256
 """Pairs per retrieval draw."""
@@ -84,30 +83,45 @@ def measure_gap(image: Float[Tensor, "row d"], text: Float[Tensor, "row d"]) -> 
     return functional.pairwise_distance(image.mean(dim=0), text.mean(dim=0)).item()
 
 
-def measure_zero_shot(
-    pairs: Pairs,
-    image: Float[Tensor, "row d"],
-    concepts: Sequence[Concept],
-    prompts: dict[str, str],
-    embed: Callable[[list[str]], Float[Tensor, "class d"]],
-) -> dict[str, dict[str, float]]:
-    """For each root of `prompts`: accuracy of naming the leaf, among the pictures that show one leaf of every root.
+class Task(NamedTuple):
+    """Naming one leaf of a part of the concept tree."""
 
-    `embed` gives unit embeddings of prompts. Also the number of pictures and the accuracy of the commonest leaf.
+    root: str
+    leaves: tuple[int, ...]
+    """Indices of the concepts to tell apart."""
+    prompts: tuple[str, ...]
+    """With {} for the name of the leaf."""
+
+
+def measure_zero_shot(
+    image: Float[Tensor, "row d"],
+    shown: Sequence[frozenset[int]],
+    tasks: Sequence[Task],
+    concepts: Sequence[Concept],
+    embed: Callable[[list[str]], Float[Tensor, "text d"]],
+) -> dict[str, dict[str, float]]:
+    """For each task: accuracy of naming the leaf, among the pictures that show exactly one leaf of every task.
+
+    A class is the mean of its prompts' unit embeddings (arXiv 2103.00020, section 3.1.4), which `embed` gives. With the
+    accuracy come the share of the commonest leaf, the number of classes and of pictures. `shown` are the pictures' concepts.
     """
-    leaves = {root: find_leaves(concepts, root) for root in prompts}
-    rows = [row for row, found in enumerate(pairs.concepts) if all(len(found & set(leaves[root])) == 1 for root in prompts)]
+    rows = [row for row, found in enumerate(shown) if all(len(found & set(task.leaves)) == 1 for task in tasks)]
     result: dict[str, dict[str, float]] = {}
-    for root, prompt in prompts.items():
-        names = [concepts[leaf].name.rpartition("/")[2] for leaf in leaves[root]]
-        classes = embed([_fill(prompt, name) for name in names])
+    for task in tasks:
+        names = [concepts[leaf].name.rpartition("/")[2] for leaf in task.leaves]
+        means = [embed([_fill(prompt, name) for prompt in task.prompts]).mean(dim=0) for name in names]
+        classes = functional.normalize(torch.stack(means), dim=1)
         truth = np.array(
-            [next(place for place, leaf in enumerate(leaves[root]) if leaf in pairs.concepts[row]) for row in rows]
+            [next(place for place, leaf in enumerate(task.leaves) if leaf in shown[row]) for row in rows], dtype=int
         )
         guess = (image[rows] @ classes.T).argmax(dim=1).numpy()
-        commonest = np.bincount(truth, minlength=1).max(initial=0) / max(len(rows), 1)
-        accuracy = float((guess == truth).mean()) if rows else 0.0
-        result[root] = {"accuracy": accuracy, "commonest": float(commonest), "classes": len(names), "pictures": len(rows)}
+        n = max(len(rows), 1)
+        result[task.root] = {
+            "accuracy": float((guess == truth).sum()) / n,
+            "commonest": float(np.bincount(truth, minlength=1).max()) / n,
+            "classes": len(names),
+            "pictures": len(rows),
+        }
     return result
 
 

@@ -28,6 +28,10 @@ class Pairs:
         """Number of records."""
         return len(self.texts)
 
+    def first_texts(self) -> tuple[str, ...]:
+        """The first caption of each record."""
+        return tuple(texts[0] for texts in self.texts)
+
 
 @dataclass(frozen=True)
 class Captions:

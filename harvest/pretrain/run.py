@@ -1,5 +1,6 @@
 """Train a small CLIP, measure it on held-out pairs, and write it as a folder that open_clip loads."""
 
+import difflib
 import json
 import math
 import time
@@ -7,7 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from thresher.config import to_dict
 from thresher.data.records import Source
@@ -15,6 +17,7 @@ from thresher.data.sources import open_source
 from thresher.errors import ConfigError, ModelError
 from thresher.files import write_atomic
 from thresher.harvest.pretrain.evaluate import (
+    Task,
     embed_images,
     embed_texts,
     find_leaves,
@@ -86,6 +89,11 @@ def _check(config: PretrainConfig, source: Source) -> int:
     for root in config.zero_shot:
         if not find_leaves(source.concepts, root):
             raise ConfigError(f"zero_shot.{root}: the source knows no concept below {root!r}; remove the prompt")
+    names = [concept.name for concept in source.concepts]
+    for name in set(config.zero_shot_among) - set(names):
+        near = difflib.get_close_matches(name, names, n=1, cutoff=0.0)
+        hint = f"did you mean {near[0]!r}?" if near else "it knows none"
+        raise ConfigError(f"zero_shot_among: the source knows no concept {name!r}; {hint}")
     return n_train
 
 
@@ -135,15 +143,18 @@ def _train(config: PretrainConfig, prepared: Prepared, pairs: Pairs) -> None:
 def _measure(config: PretrainConfig, model: nn.Module, pairs: Pairs, source: Source) -> dict[str, Any]:
     """Retrieval by each record's first caption, zero-shot accuracy and modality gap."""
     tokenizer = load_tokenizer(config.out)
-    image = embed_images(model, pairs.images, config.device)
-    text = embed_texts(model, [texts[0] for texts in pairs.texts], tokenizer, config.device)
-    retrieval = measure_retrieval(image, text)
-    zero_shot = measure_zero_shot(
-        pairs, image, source.concepts, config.zero_shot, lambda prompts: embed_texts(model, prompts, tokenizer, config.device)
-    )
+
+    def embed(texts: list[str]) -> Float[Tensor, "text d"]:
+        return embed_texts(model, texts, tokenizer, config.device)
+
+    image, text = embed_images(model, pairs.images, config.device), embed(list(pairs.first_texts()))
+    among = {concept.name: index for index, concept in enumerate(source.concepts)}
+    required = {among[name] for name in config.zero_shot_among}
+    rows = [row for row, shown in enumerate(pairs.concepts) if required <= shown]
+    tasks = [Task(root, tuple(find_leaves(source.concepts, root)), forms) for root, forms in config.zero_shot.items()]
     return {
         "pairs": len(pairs),
-        "retrieval_among_256": {name: value._asdict() for name, value in retrieval.items()},
-        "zero_shot": zero_shot,
+        "retrieval_among_256": {name: value._asdict() for name, value in measure_retrieval(image, text).items()},
+        "zero_shot": measure_zero_shot(image[rows], [pairs.concepts[row] for row in rows], tasks, source.concepts, embed),
         "modality_gap": measure_gap(image, text),
     }

@@ -92,8 +92,10 @@ class PretrainConfig:
     """Pictures are moved by up to this many pixels, at random, against overfitting on small sources."""
     save_every: int = 1000
     """Steps between checkpoints written to `out`."""
-    zero_shot: dict[str, str] = field(default_factory=dict[str, str])
-    """Prompts by root of the concept tree, e.g. shape: "a picture of a {}"; empty: no zero-shot accuracy."""
+    zero_shot: dict[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
+    """Prompts by root of the concept tree, e.g. shape: ["a small red {}"]; empty: no zero-shot accuracy."""
+    zero_shot_among: tuple[str, ...] = ()
+    """Concepts that a picture must show to be counted there, e.g. count/one."""
     seed: int = 0
     """Decides the initial weights, the order of the pairs and the captions chosen."""
     device: str = "cpu"

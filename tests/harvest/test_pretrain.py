@@ -39,7 +39,8 @@ def make_config(out: Path, **fields: object) -> PretrainConfig:
         "batch_size": 32,
         "warmup_steps": 2,
         "learning_rate": 0.003,
-        "zero_shot": {"shape": "a picture of a {}", "colour": "a picture of a {} thing"},
+        "zero_shot": {"shape": ["a picture of a {}"], "colour": ["a small {} thing", "a large {} thing"]},
+        "zero_shot_among": ["count/one"],
     }
     return validate(PretrainConfig, tiny | fields, "here")
 
@@ -251,7 +252,8 @@ def test_records_that_are_no_pairs_are_left_out() -> None:
     ("fields", "named"),
     [
         ({"held_out": 160}, "held_out=160"),
-        ({"zero_shot": {"smell": "a {}"}}, "zero_shot.smell"),
+        ({"zero_shot": {"smell": ["a {}"]}}, "zero_shot.smell"),
+        ({"zero_shot_among": ["count/on"]}, "did you mean .count/one"),
     ],
 )
 def test_a_recipe_that_does_not_fit_its_source_is_refused(fields: dict[str, object], named: str, tmp_path: Path) -> None:

@@ -102,7 +102,7 @@ def _arrange(scene: Scene, number: int, radius: float) -> Points:
     return [(0.0, offset) if is_column else (offset, 0.0) for offset in line]
 
 
-def _tile(background: str, mask: Bool[np.ndarray, "height width"] | None, side: int) -> Image.Image:
+def _tile(background: str, mask: Bool[np.ndarray, "side side"] | None, side: int) -> Image.Image:
     colour = np.array(RGB[background], dtype=np.int16)
     pixels = np.broadcast_to(colour, (side, side, 3)).copy()
     if mask is not None:
@@ -148,11 +148,11 @@ def _outline(name: str) -> Points:
         a, b = 0.32, 0.95
         return [(-a, -b), (a, -b), (a, -a), (b, -a), (b, a), (a, a), (a, b), (-a, b), (-a, a), (-b, a), (-b, -a), (-a, -a)]
     if name == "arrow":
-        return [(0, -1), (0.9, 0), (0.32, 0), (0.32, 1), (-0.32, 1), (-0.32, 0), (-0.9, 0)]
+        return [(0.0, -1.0), (0.9, 0.0), (0.32, 0.0), (0.32, 1.0), (-0.32, 1.0), (-0.32, 0.0), (-0.9, 0.0)]
     if name == "square":
         return [(-0.85, -0.85), (0.85, -0.85), (0.85, 0.85), (-0.85, 0.85)]
     if name == "diamond":
-        return [(0, -1.1), (0.75, 0), (0, 1.1), (-0.75, 0)]
+        return [(0.0, -1.1), (0.75, 0.0), (0.0, 1.1), (-0.75, 0.0)]
     return _regular({"triangle": 3, "hexagon": 6}[name], -90.0)
 
 

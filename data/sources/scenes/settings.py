@@ -75,9 +75,7 @@ class Scenes:
         for template in self.templates:
             slots = slots_of(template)
             if "scene" not in slots or not slots <= {"scene", "mood", "style"}:
-                raise ConfigError(
-                    f"template {template!r}: needs {{scene}}, may have {{mood}} and {{style}}, nothing else"
-                )
+                raise ConfigError(f"template {template!r}: needs {{scene}}, may have {{mood}} and {{style}}, nothing else")
             found.add(slots - {"scene"})
         moods = [False] * (self.mood_share < 1) + [True] * (self.mood_share > 0)
         styles = [False] * (self.style_share < 1) + [True] * (self.style_share > 0)
