@@ -11,7 +11,6 @@ from scipy.sparse import csr_array
 from thresher.analyze.metrics.resample import Resample
 from thresher.analyze.panels import Panel
 from thresher.analyze.truth import Evidence, close_upward, one_per_record
-from thresher.data.records import Concept
 from thresher.data.store import Store
 
 MOST_ITEMS = 20_000
@@ -53,8 +52,3 @@ def make_evidence(present: Present, items: csr_array) -> Evidence:
 def count_items(present: Mapping[str, Present]) -> Int[np.ndarray, "2 concept"]:
     """Scored items per concept: images, texts."""
     return np.stack([present["image"].concepts.sum(axis=0), present["text"].concepts.sum(axis=0)]).astype(np.int64)
-
-
-def unknown_concepts(concepts: tuple[Concept, ...]) -> str:
-    """Why there is no score against ground truth, in a sentence; empty when there is one."""
-    return "" if concepts else "The source states no ground truth, so features are not scored against concepts."

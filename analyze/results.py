@@ -169,7 +169,7 @@ def _summarize(found: Mapping[str, Any]) -> dict[str, str]:
     for name, title in TITLES.items() if "truth" in found else ():
         one = found["truth"]["classes"][name]
         values, counts = [_number(one[key], 2) for key in PAIR], [str(one[key]["n"]) for key in PAIR]
-        cells[f"{title}: precision/recall"] = f"{'/'.join(values)} (n={'/'.join(counts)})"
+        cells[f"P/R {title}"] = f"{'/'.join(values)} (n={'/'.join(counts)})"
     if "splice" in found:
         splice = found["splice"]
         cells |= {f"loss {name}": _number(splice[name], 3) for name in ("clean", "spliced", "zero", "mean")}

@@ -16,7 +16,7 @@ from thresher.analyze.evaluate import (
     evaluate_modality,
     evaluate_reconstruction,
 )
-from thresher.analyze.evidence import Present, count_items, make_evidence, read_presence, unknown_concepts
+from thresher.analyze.evidence import Present, count_items, make_evidence, read_presence
 from thresher.analyze.families import describe_families
 from thresher.analyze.gallery import Card, choose_features, make_cards
 from thresher.analyze.inputs import Inputs, open_inputs
@@ -68,6 +68,8 @@ class _Outcome(NamedTuple):
 
     metrics: dict[str, Any]
     modality: ModalityResult | None
+    features: Any
+    """Table of the features (pyarrow); None without two modalities."""
     cards: list[Card]
     concepts: list[dict[str, Any]]
 
@@ -83,8 +85,6 @@ def run(config: AnalyzeConfig) -> Path:
     resample = Resample(config.n_bootstrap, config.seed)
     presence = read_presence(inputs.store, panels, resample, config.seed)
     context = _Context(config, inputs, panels, presence, resample)
-    if len(panels) == 2 and unknown_concepts(inputs.store.concepts):
-        log(f"analyze: {unknown_concepts(inputs.store.concepts)}")
     n_rows = sum(len(panel.rows) for panel in panels.values())
     outcomes: dict[str, _Outcome] = {}
     with progress("analyze", n_rows * len(inputs.saes), "rows") as advance:
@@ -134,7 +134,7 @@ def _analyze(context: _Context, name: str, trained: TrainedSAE, advance: Any) ->
         "dense": count_dense(measured),
     }
     if len(measured) < 2:
-        return _Outcome(metrics, None, [], [])
+        return _Outcome(metrics, None, None, [], [])
     dictionary = trained.sae.dictionary.detach().double().cpu().numpy()
     result = evaluate_modality(
         measured["image"].activity, measured["text"].activity, context.resample, dictionary, config.thresholds
@@ -151,7 +151,7 @@ def _score(
     result: ModalityResult,
     measured: Mapping[str, Measured],
 ) -> _Outcome:
-    """Add what needs ground truth, write the table of features, choose the features to show."""
+    """Add what needs ground truth, tabulate the features, choose those to show."""
     config, store, concepts = context.config, context.inputs.store, context.inputs.store.concepts
     items = {modality: one.items for modality, one in measured.items()}
     score, rows = None, []
@@ -161,13 +161,10 @@ def _score(
         families = describe_families(evidence["image"], evidence["text"], concepts, score.tracking, score.matches)
         metrics["truth"] = describe_truth(score, result.classes, concepts, families)
         rows = tabulate_concepts(name, score, _f1(evidence), result.classes, concepts, count_items(context.presence))
-    folder = config.out / "features"
-    folder.mkdir(parents=True, exist_ok=True)
-    pq.write_table(tabulate_features(result, score, concepts), folder / f"{name}.parquet")
     chosen = choose_features(result, config.gallery, config.thresholds.rare_below)
     tables = {modality: store.items(panel.modality) for modality, panel in context.panels.items()}
     cards = make_cards(chosen, result, score, concepts, items, context.panels, tables, config.gallery.items)
-    return _Outcome(metrics, result, cards, rows)
+    return _Outcome(metrics, result, tabulate_features(result, score, concepts), cards, rows)
 
 
 def _score_truth(config: AnalyzeConfig, evidence: Mapping[str, Evidence], concepts: Any, classes: np.ndarray) -> TruthScore:
@@ -214,6 +211,8 @@ def _collect(context: _Context, outcomes: Mapping[str, _Outcome]) -> dict[str, A
         "saes": {name: outcome.metrics for name, outcome in outcomes.items()},
     }
     results["warnings"] = find_warnings(inputs, results)
+    for warning in results["warnings"]:
+        log(f"analyze: {warning}")
     return results
 
 
@@ -221,6 +220,10 @@ def _write(context: _Context, results: dict[str, Any], outcomes: Mapping[str, _O
     out = context.config.out
     concepts = [row for outcome in outcomes.values() for row in outcome.concepts]
     write_atomic(out / METRICS, [canonical_json(results)])
+    (out / "features").mkdir(exist_ok=True)
+    for name, outcome in outcomes.items():
+        if outcome.features is not None:
+            pq.write_table(outcome.features, out / "features" / f"{name}.parquet")
     if concepts:
         write_rows(out / "concepts.csv", concepts)
     histograms = {name: outcome.modality.histograms for name, outcome in outcomes.items() if outcome.modality is not None}

@@ -12,6 +12,8 @@ MANY = 0.1
 def find_warnings(inputs: Inputs, results: Mapping[str, Any]) -> list[str]:
     """Sentences about this analysis, most general first."""
     found = [*_about_comparison(results), *_about_centring(inputs)]
+    if len(inputs.hook_points) == 2 and not inputs.store.concepts:
+        found.append("The source states no ground truth, so features are not scored against concepts.")
     for name, one in results["saes"].items():
         found += [f"{name}: {sentence}" for sentence in (*_about_features(one, results), *_about_truth(one))]
     return found

@@ -1,6 +1,7 @@
 """A store whose activations are made of known concepts, and dictionaries trained on it."""
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,12 @@ WIDTH = 48
 
 
 def write_scenes_store(
-    path: Path, n_records: int, *, captions: int = 2, modalities: tuple[str, ...] = ("image", "text")
+    path: Path,
+    n_records: int,
+    *,
+    captions: int = 2,
+    modalities: tuple[str, ...] = ("image", "text"),
+    states_concepts: bool = True,
 ) -> Path:
     """Activations as sums of directions of the concepts that are there, a gap between the modalities, and noise.
 
@@ -37,17 +43,18 @@ def write_scenes_store(
         x = present @ directions[:-2] + directions[gap] + 0.03 * generator.normal(size=(len(concepts), WIDTH))
         return torch.from_numpy(x).float()
 
+    concepts = source.concepts if states_concepts else ()
     towers = {"image": ("vision.embed", -1), "text": ("text.embed", -2)}
     specs = [HookPointSpec(towers[name][0], name, f"{name}.items", WIDTH, "float32") for name in modalities]
-    with StoreWriter(
-        path, {"model": {"kind": "made", "name": "of concepts"}, "source": {"kind": "scenes"}}, specs, source.concepts
-    ) as writer:
+    identity = {"model": {"kind": "made", "name": "of concepts"}, "source": {"kind": "scenes"}}
+    with StoreWriter(path, identity, specs, concepts) as writer:
         for index in range(-(-n_records // 64)):
             records = list(source.records(index * 64, min((index + 1) * 64, n_records)))
             items, rows = {}, {}
             for name in modalities:
                 items[name] = list(_items(name, index * 64, records))
                 x = activate([item.concepts for item in items[name]], towers[name][1])
+                items[name] = [item if concepts else item._replace(concepts=()) for item in items[name]]
                 every = torch.arange(len(items[name]))
                 rows[f"{name}.items"] = Rows(every, torch.full_like(every, -1, dtype=torch.int32), None, {towers[name][0]: x})
             pairs = [(i // captions, i) for i in range(len(records) * captions)] if len(modalities) == 2 else []
@@ -84,8 +91,20 @@ def train_sae(store: Path, out: Path, hook_points: tuple[str, ...] = ("vision.em
 
 @pytest.fixture(scope="session")
 def scenes_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """800 records of an image and two captions each."""
-    return write_scenes_store(tmp_path_factory.mktemp("analyze") / "store", 800)
+    """700 records of an image and two captions each."""
+    return write_scenes_store(tmp_path_factory.mktemp("analyze") / "store", 700)
+
+
+@pytest.fixture(scope="session")
+def make_store() -> Callable[..., Path]:
+    """`write_scenes_store`, for tests that need another store."""
+    return write_scenes_store
+
+
+@pytest.fixture(scope="session")
+def make_sae() -> Callable[..., Path]:
+    """`train_sae`, for tests that need another dictionary."""
+    return train_sae
 
 
 @pytest.fixture(scope="session")
