@@ -95,21 +95,7 @@ class ActivationStream:
             "pool_rows": pool_rows,
             "balance": balance,
         }
-        total = sum(store.rows(name) for name in hook_points)
-        modalities: set[Modality] = {store.hook_points[name].modality for name in hook_points}
-        held = {modality: held_out(store, modality, holdout, seed) for modality in modalities}
-        self._sources = [
-            ShuffledRows(
-                store,
-                name,
-                held_out=held[store.hook_points[name].modality],
-                pool_rows=max(1, pool_rows * store.rows(name) // max(total, 1)),
-                seed=seed,
-                stream=index,
-            )
-            for index, name in enumerate(hook_points)
-        ]
-        self._check_rows(store, holdout)
+        self._sources = _open_sources(store, hook_points, holdout=holdout, seed=seed, pool_rows=pool_rows)
         self._weights = [1 if balance == "equal" else source.n_rows for source in self._sources]
         zeros = (0,) * len(self._sources)
         self._position = _Position(zeros, zeros)
@@ -194,14 +180,6 @@ class ActivationStream:
         x = batch.x.to(self._device, non_blocking=True)
         return StreamBatch(x.float(), batch.group.to(self._device, non_blocking=True))
 
-    def _check_rows(self, store: Store, holdout: float) -> None:
-        for name, source in zip(self.hook_points, self._sources, strict=True):
-            if source.n_rows == 0:
-                raise StoreError(
-                    f"{store.path}: {name}: none of its {store.rows(name)} rows is left for training with holdout={holdout}; "
-                    "harvest more records or hold out fewer"
-                )
-
 
 def share_out(n: int, weights: Sequence[int], credit: Sequence[int]) -> tuple[list[int], list[int]]:
     """Divide `n` rows by weight: the counts, and the credit to give to the next call.
@@ -258,6 +236,24 @@ def _mix(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))
+
+
+def _open_sources(store: Store, hook_points: Sequence[str], *, holdout: float, seed: int, pool_rows: int) -> list[ShuffledRows]:
+    """The training rows of each hook point; the rows in memory are shared out in proportion to the rows they have."""
+    total = sum(store.rows(name) for name in hook_points)
+    modalities: set[Modality] = {store.hook_points[name].modality for name in hook_points}
+    held = {modality: held_out(store, modality, holdout, seed) for modality in modalities}
+    sources: list[ShuffledRows] = []
+    for index, name in enumerate(hook_points):
+        mask, n_rows = held[store.hook_points[name].modality], store.rows(name)
+        share = max(1, pool_rows * n_rows // max(total, 1))
+        sources.append(ShuffledRows(store, name, held_out=mask, pool_rows=share, seed=seed, stream=index))
+        if sources[-1].n_rows == 0:
+            raise StoreError(
+                f"{store.path}: {name}: none of its {n_rows} rows is left for training with holdout={holdout}; "
+                "harvest more records or hold out fewer"
+            )
+    return sources
 
 
 def _common_width(store: Store, hook_points: Sequence[str]) -> int:
