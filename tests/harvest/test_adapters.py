@@ -98,6 +98,26 @@ class TestOpenClipWithAnAppendedTextToken(OpenClipSuite):
         self.folder = make_open_clip(vision, {"embed_cls": True}, custom_text=True)
 
 
+class TestOpenClipWithATimmTower(AdapterSuite):
+    module_path = "visual.trunk.blocks.1.mlp"
+
+    @pytest.fixture(autouse=True)
+    def use_folder(self, make_open_clip: Callable[..., Path]) -> None:
+        vision = {"timm_model_name": "test_vit", "timm_pool": "token", "timm_proj": "linear", "image_size": 160}
+        self.folder = make_open_clip(vision, {}, custom_text=True)
+
+    def open_adapter(self) -> Adapter:
+        return open_adapter(OpenClipModel(name=f"local-dir:{self.folder}"), CPU)
+
+    def find_own_outputs(self, model: Any, inputs: Inputs) -> Mapping[str, Tensor]:
+        if inputs.modality == "text":
+            return OpenClipSuite.find_own_outputs(self, model, inputs)  # type: ignore[arg-type]
+        pixels = inputs.tensors["pixels"]
+        return watch(model.visual.trunk.blocks, "vision", lambda: model.encode_image(pixels)) | {
+            "vision.pooled": model.visual.trunk(pixels)
+        }
+
+
 class HFClipSuite(AdapterSuite):
     module_path = "vision_model.encoder.layers.1.mlp"
     folder: Path

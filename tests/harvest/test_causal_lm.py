@@ -1,5 +1,7 @@
 """Decoder language models: blocks of any architecture, context, next-token loss."""
 
+import os
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from thresher.errors import ConfigError, ModelError
 from thresher.harvest.adapters import HFCausalLMModel, open_adapter
 from thresher.harvest.adapters.hf_causal_lm import HFCausalLM, find_blocks
 
+DATA = os.environ.get("THRESHER_DATA")
 CPU = torch.device("cpu")
 TEXTS = ["a red square and a circle", "one", "two small green circles on dark"]
 SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -71,6 +74,19 @@ def test_the_loss_is_the_models_own(llama_folder: Path) -> None:
         n_tokens += ids.shape[1] - 1
     assert loss.n_tokens == n_tokens
     assert loss.total.item() == pytest.approx(total, rel=1e-5)
+
+
+@pytest.mark.skipif(DATA is None, reason="needs the trained model and texts in THRESHER_DATA")
+def test_a_trained_model_knows_stories_from_shuffled_words() -> None:
+    folder = Path(DATA or "")
+    adapter = load(folder / "stories260K-hf")
+    stories = (folder / "text-corpora" / "tinystories_sample.txt").read_text(encoding="utf-8").split("\n")
+    words = " ".join(stories).split()
+    random.Random(0).shuffle(words)
+    shuffled = [" ".join(words[start : start + 40]) for start in range(0, len(words), 40)]
+    told, mixed = (adapter.next_token_loss([text for text in texts if text]) for texts in (stories, shuffled))
+    assert told.total.item() / told.n_tokens == pytest.approx(1.84, abs=0.1)
+    assert mixed.total.item() / mixed.n_tokens > 4
 
 
 def test_the_loss_follows_what_is_spliced_in(llama_folder: Path) -> None:
