@@ -71,18 +71,17 @@ def check_version(path: Path, document: Any) -> None:
         )
 
 
-def check_same(root: Path, stored: Header, asked: Header) -> None:
-    """Raise StoreError that lists what differs, unless a harvest asks for just what the unfinished store holds."""
+def check_same(root: Path, stored: Header, asked: Header, *, is_complete: bool) -> None:
+    """Raise StoreError that lists what differs, unless a harvest asks for just what the store holds."""
     differences = [
         *_differences("", plain(stored.identity), plain(asked.identity)),
         *_differences("hook_points", plain(stored.hook_points), plain(asked.hook_points)),
         *_differences("concepts", plain(stored.concepts), plain(asked.concepts)),
     ]
     if differences:
-        raise StoreError(
-            f"{root}: holds an unfinished harvest of something else; rerun that harvest to finish it, or choose another `out`\n"
-            + "\n".join(f"  {line}" for line in differences[:20])
-        )
+        found = "a complete harvest" if is_complete else "an unfinished harvest"
+        lines = "\n".join(f"  {line}" for line in differences[:20])
+        raise StoreError(f"{root}: holds {found} of something else; choose another `out`, or ask for the same again\n{lines}")
 
 
 def pick(values: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:

@@ -110,8 +110,9 @@ class StoreWriter:
                 raise StoreError(f"{self._path}: holds {ZARR} but no {RUN}: not ours to continue; choose another `out`")
             return
         stored = read_header(self._path)
-        check_same(self._path, stored, self._header)
-        if (self._path / MANIFEST).exists():
+        is_complete = (self._path / MANIFEST).exists()
+        check_same(self._path, stored, self._header, is_complete=is_complete)
+        if is_complete:
             raise StoreError(f"{self._path}: this store is complete; open it with open_store, or choose another `out`")
         self._header = self._header._replace(layout=stored.layout)
         with self._explain_errors():

@@ -223,6 +223,8 @@ def test_a_complete_store_is_never_written_again(store):
     before = tree(store)
     with pytest.raises(StoreError, match="this store is complete"):
         open_writer(store)
+    with pytest.raises(StoreError, match="holds a complete harvest of something else"):
+        StoreWriter(store, {"model": "other"}, HOOK_POINTS, CONCEPTS)
     assert tree(store) == before
 
 
