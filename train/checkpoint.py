@@ -94,7 +94,7 @@ def save_sae(folder: Path, trained: TrainedSAE) -> None:
         "iteration": trained.iteration,
         "is_finished": trained.is_finished,
     }
-    write_atomic(folder / MODEL, [save(tensors, {"format": "pt", "iteration": str(trained.iteration)})])
+    write_atomic(folder / MODEL, [save(tensors, {"format": "pt"})])
     write_atomic(folder / CONFIG, [canonical_json(description)])
 
 

@@ -155,7 +155,7 @@ def _train(prepared: _Run, start: int) -> None:
         defer_interrupts() as is_interrupted,
     ):
         advance(config.stream.batch_size * start)
-        evaluation = _evaluate(prepared, held_out, train_log, start)
+        evaluation = read_description(config.out)["evaluation"] if start else _evaluate(prepared, held_out, train_log, 0)
         is_finite = torch.ones((), dtype=torch.bool, device=running.sae.dictionary.device)
         steps = fit(
             running.sae,

@@ -24,6 +24,12 @@ def plant(n_rows: int, *, n_atoms: int = 32, d_in: int = D_IN, active: int = 2, 
 
 
 @pytest.fixture
+def planted_atoms() -> Tensor:
+    """The atoms that the rows of `make_store` are sums of."""
+    return plant(0)[1]
+
+
+@pytest.fixture
 def make_store(tmp_path: Path) -> Callable[..., Path]:
     """A function that writes a store of `n_records` image rows and as many text rows, the texts shifted by `gap`."""
 
