@@ -14,7 +14,7 @@ from thresher.errors import ConfigError, ModelError
 from thresher.harvest.adapters.base import Inputs, Layout, Precision
 from thresher.harvest.adapters.hooks import HookedModel, Tap, Tower, tap_field, tap_output
 from thresher.harvest.adapters.tokens import TextEncoder
-from thresher.harvest.adapters.weights import fingerprint_weights, torch_dtype
+from thresher.harvest.adapters.weights import NO_HUB, fingerprint_weights, torch_dtype
 from thresher.hub import local_copy
 
 
@@ -106,7 +106,7 @@ def _load(settings: HFCausalLMModel) -> tuple[Any, Any]:
         model = AutoModelForCausalLM.from_pretrained(place, dtype=torch_dtype(settings.precision), **options)
         return model, AutoTokenizer.from_pretrained(place, **options)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise ModelError(f"transformers cannot load {settings.name!r}: {error}") from error
+        raise ModelError(f"transformers cannot load {settings.name!r}: {error}; {NO_HUB}") from error
 
 
 def _find_context(settings: HFCausalLMModel, model: Any) -> int:

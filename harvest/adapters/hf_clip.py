@@ -13,7 +13,7 @@ from thresher.errors import ModelError
 from thresher.harvest.adapters.base import Inputs, Layout, Precision
 from thresher.harvest.adapters.hooks import HookedModel, Tap, Tower, tap_field, tap_output
 from thresher.harvest.adapters.tokens import TextEncoder
-from thresher.harvest.adapters.weights import fingerprint_weights, to_plain, torch_dtype
+from thresher.harvest.adapters.weights import NO_HUB, fingerprint_weights, to_plain, torch_dtype
 from thresher.hub import local_copy
 
 TYPES = ("clip", "siglip")
@@ -129,7 +129,7 @@ def _load(settings: HFClipModel) -> tuple[Any, Any, Any]:
             AutoTokenizer.from_pretrained(place, **options),
         )
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise ModelError(f"transformers cannot load {settings.name!r}: {error}") from error
+        raise ModelError(f"transformers cannot load {settings.name!r}: {error}; {NO_HUB}") from error
 
 
 def _features(output: Any) -> Tensor:

@@ -1,5 +1,6 @@
 """Models of open_clip: CLIP and its relatives with a vision and a text transformer."""
 
+import difflib
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -24,7 +25,7 @@ from thresher.harvest.adapters.open_clip_towers import (
     has_class_token,
     text_blocks,
 )
-from thresher.harvest.adapters.weights import fingerprint_weights, to_plain, torch_dtype
+from thresher.harvest.adapters.weights import NO_HUB, fingerprint_weights, to_plain, torch_dtype
 from thresher.hub import local_copy
 
 SCENES = "scenes"
@@ -129,13 +130,20 @@ def _locate(settings: OpenClipModel) -> tuple[str, str | None]:
         return f"{LOCAL}{checkpoint_path()}", None
     if settings.name.startswith(HUB):
         return _hub_or_local(settings.name.removeprefix(HUB)), None
-    if settings.name.startswith(LOCAL) or settings.pretrained == RANDOM:
+    if settings.name.startswith(LOCAL):
         return settings.name, None
-    weights = settings.pretrained or ""
-    if Path(weights).is_dir():
-        return f"{LOCAL}{weights}", None
+    # Takes seconds, and the configuration of this family is needed without it.
     import open_clip
 
+    known = open_clip.list_models()
+    if settings.name not in known:
+        near = difflib.get_close_matches(settings.name, known, n=3)
+        raise ModelError(f"open_clip has no architecture {settings.name!r}; nearest: {', '.join(near) or 'none'}")
+    weights = settings.pretrained
+    if weights is None or weights == RANDOM:
+        return settings.name, None
+    if Path(weights).is_dir():
+        return f"{LOCAL}{weights}", None
     is_tag = weights in open_clip.list_pretrained_tags_by_model(settings.name)
     if "/" in weights and not is_tag and not Path(weights).exists():
         return _hub_or_local(weights), None
@@ -149,7 +157,6 @@ def _hub_or_local(name: str) -> str:
 
 def _load(name: str, weights: str | None) -> tuple[Any, Callable[[Image.Image], Tensor], Any]:
     """Model, evaluation transform and tokenizer. Raises ModelError when anything of it cannot be had."""
-    # Takes seconds, and the configuration of this family is needed without it.
     import open_clip
 
     is_random = weights is None and not name.startswith((HUB, LOCAL))
@@ -158,7 +165,7 @@ def _load(name: str, weights: str | None) -> tuple[Any, Callable[[Image.Image], 
         evaluate: Any = transform
         return model, evaluate, open_clip.get_tokenizer(name)
     except (RuntimeError, OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"open_clip cannot load {name!r} with weights {weights!r}: {error}") from error
+        raise ModelError(f"open_clip cannot load {name!r} with weights {weights!r}: {error}; {NO_HUB}") from error
 
 
 def _measure(tokenizer: Any, texts: Sequence[str], ids: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,11 @@ import torch
 from torch import nn
 
 from thresher.harvest.adapters.base import Precision
+from thresher.hub import MIRROR
 from thresher.runs import canonical_json
+
+NO_HUB = f"without a hub, give a folder or set {MIRROR} to one with copies"
+"""What to do when a model cannot be downloaded."""
 
 
 def torch_dtype(precision: Precision) -> torch.dtype:

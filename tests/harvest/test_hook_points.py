@@ -119,6 +119,19 @@ def test_weights_must_be_named() -> None:
         OpenClipModel(name="scenes", pretrained="openai")
 
 
+def test_an_unknown_architecture_lists_the_nearest() -> None:
+    with pytest.raises(ModelError, match=r"no architecture 'ViT-B-33'; nearest: .*ViT-B-32"):
+        open_adapter(OpenClipModel(name="ViT-B-33", pretrained="openai"), CPU)
+
+
+def test_untrained_weights_follow_the_seed() -> None:
+    first, second = (
+        open_adapter(OpenClipModel(name="ViT-S-32-alt", pretrained="random", seed=seed), CPU).identity["weights"]
+        for seed in (0, 1)
+    )
+    assert first != second
+
+
 def test_missing_weights_are_an_error_not_a_random_model(tmp_path: Path, open_clip_folder: Path) -> None:
     (tmp_path / "open_clip_config.json").write_text((open_clip_folder / "open_clip_config.json").read_text())
     with pytest.raises(ModelError, match="cannot load"):
