@@ -98,8 +98,9 @@ def save_sae(folder: Path, trained: TrainedSAE) -> None:
     write_atomic(folder / CONFIG, [canonical_json(description)])
 
 
-def load_sae(folder: Path, device: str | torch.device = "cpu") -> TrainedSAE:
+def load_sae(folder: str | Path, device: str | torch.device = "cpu") -> TrainedSAE:
     """Read a checkpoint. Raises CheckpointError: files missing or damaged, another version, tensors that do not fit."""
+    folder = Path(folder)
     description = read_description(folder)
     where = str(folder / CONFIG)
     try:

@@ -177,12 +177,13 @@ class Store:
             raise StoreError(f"{self.path}: {name}: cannot be read ({error}); run `thresher store verify` on it") from error
 
 
-def open_store(path: Path, *, incomplete: Literal["refuse", "prefix"] = "refuse") -> Store:
+def open_store(path: str | Path, *, incomplete: Literal["refuse", "prefix"] = "refuse") -> Store:
     """Open a store for reading.
 
     An unfinished store is refused, or with `incomplete="prefix"` opened as far as it is committed. Raises StoreError: no
     store, unfinished, damaged, or of another version of the format.
     """
+    path = Path(path)
     header = read_header(path)
     manifest = read_manifest(path)
     committed = read_committed(path, header.layout)
