@@ -9,13 +9,13 @@ import pyarrow as pa
 from thresher.analyze.evaluate import ModalityResult
 from thresher.analyze.families import Family
 from thresher.analyze.metrics.modality import IMAGE, SHARED, TEXT, UNDECIDED
+from thresher.analyze.probe import combine
 from thresher.analyze.truth import TruthScore, count_classes, recovers
 from thresher.data.records import Concept
 
 VISIBILITIES = (SHARED, IMAGE, TEXT)
 TITLES = {SHARED: "shared", IMAGE: "image-only", TEXT: "text-only"}
 """Names of the classes as people read them."""
-PAIR = ("precision", "recall")
 
 
 def plain(value: Any) -> Any:
@@ -119,16 +119,22 @@ def _match_columns(score: TruthScore, concepts: Sequence[Concept]) -> dict[str, 
 
 
 def tabulate_concepts(
-    sae: str, score: TruthScore, f1: np.ndarray, classes: np.ndarray, concepts: Sequence[Concept], n_items: np.ndarray
+    sae: str,
+    score: TruthScore,
+    f1: np.ndarray,
+    probed: np.ndarray,
+    classes: np.ndarray,
+    concepts: Sequence[Concept],
+    n_items: np.ndarray,
 ) -> list[dict[str, Any]]:
     """One row per concept: the feature that tracks it best, and whether its class is right.
 
-    `f1` is [2, feature, concept], `n_items` [2, concept]. For shared concepts the score is the smaller of the two phi. A
-    feature of the right class that tracks the concept is preferred over a better one of another class.
+    `f1` is [2, feature, concept], `n_items` and `probed` are [2, concept]. For shared concepts the score is the smaller
+    of the two phi. A feature of the right class that tracks the concept is preferred over a better one of another class.
     """
     visibility = np.array([concept.visibility for concept in concepts])
     phi = score.tracking.phi
-    both = np.where(visibility == IMAGE, phi[0], np.where(visibility == TEXT, phi[1], phi.min(axis=0)))
+    both, yardstick = combine(phi, concepts), combine(probed, concepts)
     detects = recovers(score.tracking.detects, visibility)
     right = detects & (classes[:, None] == visibility)
     best = (both + 2.0 * right).argmax(axis=0)
@@ -140,6 +146,7 @@ def tabulate_concepts(
         row: dict[str, Any] = {"sae": sae, "concept": concept.name, "visibility": concept.visibility, "parent": concept.parent}
         row |= {f"n_{name}": int(n_items[m, index]) for m, name in enumerate(modalities)}
         row |= {"recovered": bool(right[feature, index]), "tracked": tracked, "score": round(float(both[feature, index]), 4)}
+        row["probe"] = round(float(yardstick[index]), 4)
         row |= {"feature": feature if tracked else None, "class": str(classes[feature]) if tracked else None}
         for m, (name, seen) in enumerate(modalities.items()):
             row[f"phi_{name}"] = round(float(phi[m, feature, index]), 4) if seen and tracked else None
@@ -149,8 +156,10 @@ def tabulate_concepts(
 
 
 def summary_table(results: Mapping[str, Any]) -> list[dict[str, str]]:
-    """The headline numbers as text, one row per dictionary: header -> cell. `results` is what metrics.json holds."""
-    return [{"SAE": name} | _summarize(results["saes"][name]) for name in results["order"]]
+    """The headline numbers as text: one row per measure, one column per dictionary. `results` is what metrics.json holds."""
+    cells = {name: _summarize(results["saes"][name]) for name in results["order"]}
+    measures = next(iter(cells.values()))
+    return [{"measure": measure} | {name: found[measure] for name, found in cells.items()} for measure in measures]
 
 
 def _summarize(found: Mapping[str, Any]) -> dict[str, str]:
@@ -159,22 +168,23 @@ def _summarize(found: Mapping[str, Any]) -> dict[str, str]:
     cells = {"L0": _number(whole["l0"], 1)}
     names = [name for name in ("image", "text") if name in reconstruction]
     cells |= {f"R2 {name}" if len(names) == 2 else "R2": _number(reconstruction[name]["r2"], 3) for name in names}
-    cells["FVU"] = _number(whole["fvu"], 3)
-    cells["cosine"] = _number(whole["cosine"], 3)
+    cells |= {"FVU": _number(whole["fvu"], 3), "cosine": _number(whole["cosine"], 3)}
+    cells["cosine of the mean"] = _number(whole["cosine_of_mean"], 3)
     cells["dead"] = _percent(dead.get("both") or next(iter(dead.values())))
     if "modality" in found:
         share = found["modality"]["share"]
-        cells |= {title: _percent(share[name]) for name, title in TITLES.items()}
-        cells["undecided"] = _percent(share[UNDECIDED])
-    for name, title in TITLES.items() if "truth" in found else ():
-        one = found["truth"]["classes"][name]
-        values, counts = [_number(one[key], 2) for key in PAIR], [str(one[key]["n"]) for key in PAIR]
-        cells[f"P/R {title}"] = f"{'/'.join(values)} (n={'/'.join(counts)})"
+        cells["alive features"] = str(share[SHARED]["n"])
+        cells |= {f"  {title}": _percent(share[name]) for name, title in TITLES.items()}
+        cells["  undecided"] = _percent(share[UNDECIDED])
+    if "truth" in found:
+        for key, unit in (("precision", "features"), ("recall", "concepts")):
+            for name, title in TITLES.items():
+                one = found["truth"]["classes"][name][key]
+                cells[f"{key}, {title} (n {unit})"] = f"{_number(one, 2)} ({one['n']})"
     if "splice" in found:
         splice = found["splice"]
-        cells |= {f"loss {name}": _number(splice[name], 3) for name in ("clean", "spliced", "zero", "mean")}
-        cells["recovered from zero"] = _number(splice["recovered_from_zero"], 3)
-        cells["recovered from mean"] = _number(splice["recovered_from_mean"], 3)
+        cells |= {f"loss, {name}": _number(splice[name], 3) for name in ("clean", "spliced", "zero", "mean")}
+        cells |= {f"recovered from {name}": _number(splice[f"recovered_from_{name}"], 3) for name in ("zero", "mean")}
     return cells
 
 

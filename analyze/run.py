@@ -27,6 +27,7 @@ from thresher.analyze.metrics.modality import count_rare
 from thresher.analyze.metrics.resample import Resample
 from thresher.analyze.panels import Panel, open_panels
 from thresher.analyze.plates import draw_figures
+from thresher.analyze.probe import count_decodable, probe_concepts
 from thresher.analyze.report import Page, write_report
 from thresher.analyze.results import (
     describe_modality,
@@ -37,7 +38,7 @@ from thresher.analyze.results import (
     tabulate_features,
 )
 from thresher.analyze.tables import write_rows
-from thresher.analyze.truth import Evidence, Rule, TruthScore, score_truth
+from thresher.analyze.truth import Evidence, Rule, TruthScore, find_scorable, score_truth
 from thresher.analyze.warn import find_warnings
 from thresher.config import to_dict
 from thresher.errors import AnalysisError
@@ -60,6 +61,8 @@ class _Context(NamedTuple):
     inputs: Inputs
     panels: Mapping[str, Panel]
     presence: Mapping[str, Present]
+    probed: np.ndarray | None
+    """What a linear probe reads [2, concept]; None without ground truth."""
     resample: Resample
 
 
@@ -84,7 +87,8 @@ def run(config: AnalyzeConfig) -> Path:
     panels = open_panels(inputs.store, list(inputs.hook_points.values()), inputs.holdout, inputs.seed, config.limit)
     resample = Resample(config.n_bootstrap, config.seed)
     presence = read_presence(inputs.store, panels, resample, config.seed)
-    context = _Context(config, inputs, panels, presence, resample)
+    probed = probe_concepts(inputs.store, panels, presence, config.chunk_rows) if presence else None
+    context = _Context(config, inputs, panels, presence, probed, resample)
     n_rows = sum(len(panel.rows) for panel in panels.values())
     outcomes: dict[str, _Outcome] = {}
     with progress("analyze", n_rows * len(inputs.saes), "rows") as advance:
@@ -112,7 +116,7 @@ def load_results(folder: Path) -> dict[str, Any]:
 
 
 def load_summary(folder: Path) -> list[dict[str, str]]:
-    """The headline table of a finished analysis: one dict per dictionary, header -> cell."""
+    """The headline table of a finished analysis: one dict per measure, header -> cell."""
     return summary_table(load_results(folder))
 
 
@@ -155,12 +159,14 @@ def _score(
     config, store, concepts = context.config, context.inputs.store, context.inputs.store.concepts
     items = {modality: one.items for modality, one in measured.items()}
     score, rows = None, []
-    if context.presence:
+    if context.probed is not None:
         evidence = {modality: make_evidence(one, items[modality]) for modality, one in context.presence.items()}
         score = _score_truth(config, evidence, concepts, result.classes)
         families = describe_families(evidence["image"], evidence["text"], concepts, score.tracking, score.matches)
         metrics["truth"] = describe_truth(score, result.classes, concepts, families)
-        rows = tabulate_concepts(name, score, _f1(evidence), result.classes, concepts, count_items(context.presence))
+        metrics["truth"]["decodable"] = _count_decodable(context, score)
+        n_items = count_items(context.presence)
+        rows = tabulate_concepts(name, score, _f1(evidence), context.probed, result.classes, concepts, n_items)
     chosen = choose_features(result, config.gallery, config.thresholds.rare_below)
     tables = {modality: store.items(panel.modality) for modality, panel in context.panels.items()}
     cards = make_cards(chosen, result, score, concepts, items, context.panels, tables, config.gallery.items)
@@ -171,6 +177,14 @@ def _score_truth(config: AnalyzeConfig, evidence: Mapping[str, Evidence], concep
     rule = Rule(config.thresholds.min_score, config.thresholds.alpha, config.thresholds.min_items)
     shuffles = [config.seed + 1 + index for index in range(config.n_shuffles)]
     return score_truth(evidence["image"], evidence["text"], concepts, classes, rule, shuffles)
+
+
+def _count_decodable(context: _Context, score: TruthScore) -> dict[str, Any]:
+    concepts, least = context.inputs.store.concepts, context.config.thresholds.min_score
+    assert context.probed is not None, "there is ground truth"
+    scorable = find_scorable(score.tracking, np.array([concept.visibility for concept in concepts]))
+    found = count_decodable(context.probed, concepts, scorable, least)
+    return {name: {"value": value, "n": n, "unit": "concepts"} for name, (value, n) in found.items()}
 
 
 def _f1(evidence: Mapping[str, Evidence]) -> np.ndarray:

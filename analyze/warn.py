@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from thresher.analyze.inputs import Inputs
+from thresher.analyze.results import TITLES
 
 MANY = 0.1
 """Shares above this are worth a warning."""
@@ -14,6 +15,7 @@ def find_warnings(inputs: Inputs, results: Mapping[str, Any]) -> list[str]:
     found = [*_about_comparison(results), *_about_centring(inputs)]
     if len(inputs.hook_points) == 2 and not inputs.store.concepts:
         found.append("The source states no ground truth, so features are not scored against concepts.")
+    found += _about_model(inputs, results)
     for name, one in results["saes"].items():
         found += [f"{name}: {sentence}" for sentence in (*_about_features(one, results), *_about_truth(one))]
     return found
@@ -43,6 +45,19 @@ def _about_centring(inputs: Inputs) -> Iterator[str]:
     unit = [name for name, trained in inputs.saes.items() if trained.normalizer.is_unit]
     if unit:
         yield f"{', '.join(unit)}: rows were brought to unit norm first; R2 and cosine are those of the unit rows."
+
+
+def _about_model(inputs: Inputs, results: Mapping[str, Any]) -> Iterator[str]:
+    truth = next(iter(results["saes"].values())).get("truth")
+    where = {"shared": " and ".join(inputs.hook_points.values())} | dict(inputs.hook_points)
+    for name, title in TITLES.items() if truth else ():
+        decodable = truth["decodable"][name]
+        if decodable["value"] < (1 - MANY) * decodable["n"]:
+            yield (
+                f"A linear probe reads only {decodable['value']} of {decodable['n']} {title} concepts from {where[name]} "
+                f"(phi >= {results['thresholds']['min_score']}): the model hardly carries the others there, so no dictionary "
+                "can be blamed for missing them."
+            )
 
 
 def _about_features(one: Mapping[str, Any], results: Mapping[str, Any]) -> Iterator[str]:
