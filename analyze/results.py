@@ -81,7 +81,10 @@ def describe_truth(
 
 
 def tabulate_features(result: ModalityResult, score: TruthScore | None, concepts: Sequence[Concept]) -> Any:
-    """A pyarrow table of one row per feature, dead ones included; null where a column does not apply."""
+    """A pyarrow table of one row per feature, dead ones included; null where a column does not apply.
+
+    `mu_count` is the score by firing rates, `mu_mean` the one by mean activations.
+    """
     scores = result.scores
     columns: dict[str, Any] = {
         "feature": np.arange(len(scores.energy)),
@@ -92,9 +95,9 @@ def tabulate_features(result: ModalityResult, score: TruthScore | None, concepts
         "mu_energy": scores.energy,
         "mu_energy_low": scores.energy_interval.low,
         "mu_energy_high": scores.energy_interval.high,
-        "mu_firing": scores.firing,
-        "mu_firing_low": scores.firing_interval.low,
-        "mu_firing_high": scores.firing_interval.high,
+        "mu_count": scores.firing,
+        "mu_count_low": scores.firing_interval.low,
+        "mu_count_high": scores.firing_interval.high,
         "mu_mean": scores.mean,
         "gap_share": result.gap.share,
     }

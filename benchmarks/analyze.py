@@ -55,7 +55,7 @@ def main() -> None:
 
 def mark(matrix: csr_array, present: np.ndarray) -> csr_array:
     """Which features fire, with a third of them made to follow a concept, so that there is something to match."""
-    fired = (matrix > 0).toarray()
+    fired = matrix.toarray() > 0
     followers = np.arange(0, fired.shape[1], 3)
     fired[:, followers] = present[:, followers % present.shape[1]]
     return csr_array(fired.astype(np.float64))
