@@ -101,7 +101,9 @@ def test_every_block_of_the_readme_runs(mirror: Path, tmp_path: Path) -> None:
             if not line.strip():
                 continue
             folder, command = (ROOT, f"make --dry-run {line[5:]}") if line.startswith("make ") else (tmp_path, line)
-            done = subprocess.run(["bash", "-c", command], cwd=folder, env=environment, capture_output=True, text=True, check=False)
+            done = subprocess.run(
+                ["bash", "-c", command], cwd=folder, env=environment, capture_output=True, text=True, check=False
+            )
             assert done.returncode == 0, f"{line}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
             n_run += 1
     assert n_run > 10

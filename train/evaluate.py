@@ -44,7 +44,7 @@ class _Sums(NamedTuple):
 
 @torch.no_grad()
 def evaluate(
-    sae: SAE, normalizer: Normalizer, rows: Mapping[str, Iterable[Float[Tensor, "row d_in"]]]
+    sae: SAE, normalizer: Normalizer, rows: Mapping[str, Iterable[Float[Tensor, "_ d_in"]]]
 ) -> dict[str, Evaluation]:
     """Evaluate on chunks of raw rows by hook point, in the normaliser's order; the entry `pooled` is over all rows.
 

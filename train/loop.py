@@ -27,7 +27,7 @@ class Iteration(NamedTuple):
 
 def fit(
     sae: SAE,
-    batches: Iterable[Float[Tensor, "row d_in"]],
+    batches: Iterable[Float[Tensor, "_ d_in"]],
     optimizer: Optimizer,
     *,
     learning_rate: Callable[[int], float],

@@ -22,7 +22,7 @@ def read_side(
     holdout: float,
     seed: int,
     at_most: int | None = None,
-) -> Iterator[Float32[Tensor, "row d_in"]]:
+) -> Iterator[Float32[Tensor, "_ d_in"]]:
     """The rows of one side in the order of the store; with `at_most` about so many of both sides, spread evenly."""
     mask = held_out(store, store.hook_points[hook_point].modality, holdout, seed)
     if side == "training":

@@ -120,7 +120,7 @@ class Adapter(Protocol):
         """The tower's own output: joint embeddings of a two-tower model, logits of a language model."""
         ...
 
-    def capture(self, inputs: Inputs, hook_points: Sequence[HookPoint]) -> dict[str, Float[Tensor, "item *position d"]]:
+    def capture(self, inputs: Inputs, hook_points: Sequence[HookPoint]) -> dict[str, Float[Tensor, "item *_ _"]]:
         """Activations by name from one forward pass, detached, on the device, in the model's precision.
 
         Leaves no hook behind, also on an error.

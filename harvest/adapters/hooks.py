@@ -111,7 +111,7 @@ class HookedModel:
         finally:
             self._running = None
 
-    def capture(self, inputs: Inputs, hook_points: Sequence[HookPoint]) -> dict[str, Float[Tensor, "item *position d"]]:
+    def capture(self, inputs: Inputs, hook_points: Sequence[HookPoint]) -> dict[str, Float[Tensor, "item *_ _"]]:
         """Activations by name from one forward pass; see `Adapter.capture`."""
         seen: dict[str, list[Tensor]] = {point.name: [] for point in hook_points}
         overwritten = {point.name for point in hook_points if point.is_overwritten}

@@ -49,7 +49,8 @@ def embed_texts(
 def measure_retrieval(image: Float[Tensor, "row d"], text: Float[Tensor, "row d"]) -> dict[str, Estimate]:
     """Recall at 1 and 5, both directions, among `DRAW` pairs (all, when there are fewer); row i pairs with row i.
 
-    A tie counts against the model: of two equal captions in a draw, neither is found first.
+    A tie counts against the model: of two equal captions in a draw, neither is found first. Intervals are over draws; with
+    a single draw, over its pairs, as if these were independent.
     """
     size = min(DRAW, len(image))
     found: dict[str, list[float]] = {}
@@ -60,7 +61,10 @@ def measure_retrieval(image: Float[Tensor, "row d"], text: Float[Tensor, "row d"
             for k in (1, 5):
                 found.setdefault(f"{direction}_r@{k}", []).append((rank < k).double().mean().item())
     means = [(a + b) / 2 for a, b in zip(found["image_to_text_r@1"], found["text_to_image_r@1"], strict=True)]
-    return {name: estimate(values) for name, values in (found | {"mean_r@1": means}).items()}
+    found["mean_r@1"] = means
+    if len(means) == 1:
+        return {name: estimate_share(values[0], size) for name, values in found.items()}
+    return {name: estimate(values) for name, values in found.items()}
 
 
 def rank_partners(scores: Float[Tensor, "row row"]) -> Int[Tensor, "row"]:
@@ -76,6 +80,13 @@ def estimate(values: Sequence[float]) -> Estimate:
         return Estimate(mean, 0.0, 1.0)
     half = float(stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values)))
     return Estimate(mean, mean - half, mean + half)
+
+
+def estimate_share(share: float, n: int) -> Estimate:
+    """A share of `n` cases with Wilson's 95 % interval (Wilson 1927)."""
+    z = float(stats.norm.ppf(0.975))
+    middle, spread = share + z * z / (2 * n), z * float(np.sqrt(share * (1 - share) / n + z * z / (4 * n * n)))
+    return Estimate(share, (middle - spread) / (1 + z * z / n), (middle + spread) / (1 + z * z / n))
 
 
 def measure_gap(image: Float[Tensor, "row d"], text: Float[Tensor, "row d"]) -> float:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from thresher.config import to_dict
 from thresher.data.records import Source
-from thresher.data.sources import open_source
+from thresher.data.sources import SourceConfig, open_source
 from thresher.errors import ConfigError, ModelError
 from thresher.files import write_atomic
 from thresher.harvest.pretrain.evaluate import (
@@ -54,7 +54,8 @@ def run(config: PretrainConfig) -> Path:
     zero-shot prompts), SourceError (no pairs) and ModelError (the loss is not finite).
     """
     source = open_source(config.source)
-    n_train = _check(config, source)
+    held_out, n_train = _split(config, source)
+    _check(config, source)
     if _is_done(config):
         log(f"{config.out}: trained already by this recipe; remove the folder to train again")
         return config.out
@@ -63,7 +64,8 @@ def run(config: PretrainConfig) -> Path:
     prepared = _prepare(config, pairs)
     _train(config, prepared, pairs)
     seconds = time.monotonic() - start
-    held_out = read_pairs(source, n_train, len(source), config.vision.image_size)
+    start_held_out = n_train if held_out is source else 0
+    unseen = read_pairs(held_out, start_held_out, len(held_out), config.vision.image_size)
     card = {
         "recipe": _recipe(config),
         "data_fingerprint": source.fingerprint,
@@ -73,19 +75,36 @@ def run(config: PretrainConfig) -> Path:
         "parameters": sum(parameter.numel() for parameter in prepared.model.parameters()),
         "seconds": round(seconds),
         "threads": torch.get_num_threads(),
-        "measured_on_held_out": _measure(config, prepared.model, held_out, source),
+        "measured_on_held_out": _measure(config, prepared.model, unseen, source),
     }
     write_atomic(config.out / "card.json", [(json.dumps(card, indent=1) + "\n").encode()])
     return config.out
 
 
-def _check(config: PretrainConfig, source: Source) -> int:
-    """The number of records to train on."""
-    if config.device.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError(f"device={config.device!r}: torch sees no CUDA device here; use cpu")
+def _split(config: PretrainConfig, source: Source) -> tuple[Source, int]:
+    """Where the held-out records are, and how many records of `source` to train on."""
+    if not isinstance(config.held_out, int):
+        return _open_held_out(config.held_out, source), len(source)
     n_train = len(source) - config.held_out
     if n_train < 2:
         raise ConfigError(f"held_out={config.held_out}: the source has {len(source)} records; leave at least 2 to train on")
+    return source, n_train
+
+
+def _open_held_out(settings: SourceConfig, source: Source) -> Source:
+    """The source of the held-out records. Raises ConfigError when it is another world, or the one to train on."""
+    held_out = open_source(settings)
+    if held_out.fingerprint == source.fingerprint:
+        raise ConfigError("held_out: these are the records to train on; give others, for instance another split of the table")
+    if held_out.concepts != source.concepts:
+        raise ConfigError("held_out: its concepts are not those of the source; give a source of the same kind")
+    return held_out
+
+
+def _check(config: PretrainConfig, source: Source) -> None:
+    """Raise ConfigError on a device or a concept that is not there."""
+    if config.device.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(f"device={config.device!r}: torch sees no CUDA device here; use cpu")
     for root in config.zero_shot:
         if not find_leaves(source.concepts, root):
             raise ConfigError(f"zero_shot.{root}: the source knows no concept below {root!r}; remove the prompt")
@@ -94,7 +113,6 @@ def _check(config: PretrainConfig, source: Source) -> int:
         near = difflib.get_close_matches(name, names, n=1, cutoff=0.0)
         hint = f"did you mean {near[0]!r}?" if near else "it knows none"
         raise ConfigError(f"zero_shot_among: the source knows no concept {name!r}; {hint}")
-    return n_train
 
 
 def _is_done(config: PretrainConfig) -> bool:
@@ -148,13 +166,15 @@ def _measure(config: PretrainConfig, model: nn.Module, pairs: Pairs, source: Sou
         return embed_texts(model, texts, tokenizer, config.device)
 
     image, text = embed_images(model, pairs.images, config.device), embed(list(pairs.first_texts()))
+    # Neighbours in a table are often alike; a draw of them would be harder than a random one.
+    drawn = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(config.seed))
     among = {concept.name: index for index, concept in enumerate(source.concepts)}
     required = {among[name] for name in config.zero_shot_among}
     rows = [row for row, shown in enumerate(pairs.concepts) if required <= shown]
     tasks = [Task(root, tuple(find_leaves(source.concepts, root)), forms) for root, forms in config.zero_shot.items()]
     return {
         "pairs": len(pairs),
-        "retrieval_among_256": {name: value._asdict() for name, value in measure_retrieval(image, text).items()},
+        "retrieval_among_256": {name: value._asdict() for name, value in measure_retrieval(image[drawn], text[drawn]).items()},
         "zero_shot": measure_zero_shot(image[rows], [pairs.concepts[row] for row in rows], tasks, source.concepts, embed),
         "modality_gap": measure_gap(image, text),
     }

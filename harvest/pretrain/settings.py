@@ -70,8 +70,9 @@ class PretrainConfig:
     """Pairs to train on."""
     out: Path
     """Folder of the checkpoint, in open_clip's layout."""
-    held_out: int = 4096
-    """The last records of the source: never trained on, they measure the result."""
+    held_out: int | SourceConfig = 4096
+    """Never trained on, they measure the result: so many records at the end of the source, or a source of their own, for
+    tables that are sorted or have a split."""
     vision: VisionTower = field(default_factory=VisionTower)
     """The image tower."""
     text: TextTower = field(default_factory=TextTower)
@@ -106,7 +107,7 @@ class PretrainConfig:
         _refuse_small(self, "embed_dim", "steps", "save_every")
         if self.batch_size < 2:
             raise ConfigError(f"batch_size={self.batch_size}: at least 2, a pair is told from the others in its batch")
-        if self.held_out < 2:
+        if isinstance(self.held_out, int) and self.held_out < 2:
             raise ConfigError(f"held_out={self.held_out}: at least 2 pairs")
         if not self.learning_rate > 0:
             raise ConfigError(f"learning_rate={self.learning_rate}: positive")
