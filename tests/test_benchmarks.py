@@ -1,0 +1,30 @@
+"""Every benchmark runs, at the smallest size, and prints its table."""
+
+import contextlib
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
+SMALLEST = {
+    "analyze.py": ["200", "64", "4"],
+    "gpu.py": ["--device", "cpu", "--shapes", "32,128,4,64", "--rounds", "1"],
+    "store.py": ["--mb", "2", "--width", "64", "--hooks", "2", "--repeats", "1"],
+    "train_step.py": ["32,128,4,64", "--rounds", "1"],
+}
+
+
+def test_every_benchmark_is_tried_here() -> None:
+    assert sorted(SMALLEST) == sorted(path.name for path in FOLDER.glob("*.py"))
+
+
+@pytest.mark.parametrize("name", SMALLEST)
+def test_a_benchmark_runs_and_prints_a_table(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", [name, *SMALLEST[name]])
+    with contextlib.nullcontext() if name != "gpu.py" else pytest.raises(SystemExit, match=r"^0$"):
+        runpy.run_path(str(FOLDER / name), run_name="__main__")
+    assert len(capsys.readouterr().out.splitlines()) > 3
