@@ -1,7 +1,8 @@
 """Correctness on a GPU first, then the speed of a training step and of encoding: `python benchmarks/gpu.py [--device cuda]`.
 
 Needs torch and the folder `train` of this package only (no zarr). Prints the name of the card, the checks with the figure
-behind each, and a table of medians in alternation. With `--device cpu` and small `--shapes` it runs anywhere, to see that it works.
+behind each, and a table of medians in alternation. With `--device cpu` and small `--shapes` it runs anywhere, to see that it
+works.
 """
 
 import argparse
