@@ -117,6 +117,10 @@ def _draw_against_l0(axis: Axes, rows: Sequence[dict[str, Any]], measure: str, f
             axis.axhline(height, color=colour, linestyle=":", linewidth=1)
     axis.set_xlabel("L0 (different atoms per row)")
     axis.set_ylim(top=1.02)
+    drawn = [row["l0"] for row in rows if row[measure] is not None]
+    if drawn:
+        # Dictionaries matched in L0 differ by a percent; a tight axis would draw that as a spread.
+        axis.set_xlim(0.8 * min(drawn), 1.2 * max(drawn) + 0.1)
     for name, marker in zip(names, MARKERS, strict=False):
         axis.plot([], [], marker, color=GREY, label=name)
     for at, colour in (("image", IMAGE_COLOUR), ("text", TEXT_COLOUR)):

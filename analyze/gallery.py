@@ -111,8 +111,21 @@ def strongest(by_feature: csc_array, column: int, n: int) -> tuple[Int[np.ndarra
     return rows[order].astype(np.int64), values[order]
 
 
+def find_first(texts: Sequence[str], n: int) -> list[int]:
+    """Places of the first `n` different texts."""
+    places: dict[str, int] = {}
+    for place, text in enumerate(texts):
+        places.setdefault(text, place)
+    return list(places.values())[:n]
+
+
 def _show(by_feature: csc_array, column: int, panel: Panel, table: Any, n: int) -> list[Shown]:
-    rows, values = strongest(by_feature, column, n)
+    """The strongest items; of captions that are the same, such as keywords, one."""
+    is_caption = "text" in table.column_names
+    rows, values = strongest(by_feature, column, len(panel.items) if is_caption else n)
+    if is_caption:
+        places = find_first(table["text"].take(pa.array(panel.items[rows])).to_pylist(), n)
+        rows, values = rows[places], values[places]
     found = table.take(pa.array(panel.items[rows])).to_pylist()
     return [
         Shown(_text_of(item), _picture_of(item), float(value / values[0])) for item, value in zip(found, values, strict=True)

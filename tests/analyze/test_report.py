@@ -12,7 +12,7 @@ import pytest
 from scipy.sparse import csc_array
 
 from thresher.analyze.figures import draw_concepts, draw_confusion, draw_modality, draw_reconstruction, save_chart
-from thresher.analyze.gallery import Card, Shown, strongest
+from thresher.analyze.gallery import Card, Shown, find_first, strongest
 from thresher.analyze.metrics.modality import histogram
 from thresher.analyze.report import Figure, Page, show_interval, show_number, show_percent, show_share, write_report
 from thresher.analyze.results import summary_table
@@ -236,6 +236,19 @@ def test_the_strongest_items_come_first_and_ties_in_the_order_of_the_items() -> 
     rows, values = strongest(column, 0, 3)
     assert rows.tolist() == [2, 1, 3]
     assert values.tolist() == [5, 2, 2]
+
+
+def test_a_caption_that_many_items_share_is_shown_once() -> None:
+    assert find_first(["person", "person", "chef", "person", "cook", "nurse"], 3) == [0, 2, 4]
+    assert find_first([], 3) == []
+
+
+def test_dictionaries_of_nearly_equal_l0_are_not_drawn_far_apart() -> None:
+    near = {name: {"text": RECONSTRUCTION | {"l0": number(l0)}} for name, l0 in (("one", 8.0), ("two", 8.08))}
+    for axis in draw_reconstruction(near).figure.axes:
+        left, right = axis.get_xlim()
+        assert 0.08 / (right - left) < 0.1
+        assert left < 8.0 < 8.08 < right
 
 
 def test_captions_on_cards_are_escaped(tmp_path: Path, scenes_report: Path) -> None:

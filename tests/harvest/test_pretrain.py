@@ -19,7 +19,14 @@ from thresher.data.records import Record, Text, Unreadable
 from thresher.data.sources import Scenes, open_source
 from thresher.errors import ConfigError, ModelError, SourceError
 from thresher.harvest.pretrain import PretrainConfig, checkpoint_path, run
-from thresher.harvest.pretrain.evaluate import embed_images, embed_texts, estimate, measure_retrieval, rank_partners
+from thresher.harvest.pretrain.evaluate import (
+    embed_images,
+    embed_texts,
+    estimate,
+    estimate_share,
+    measure_retrieval,
+    rank_partners,
+)
 from thresher.harvest.pretrain.loop import contrast, fit, shift
 from thresher.harvest.pretrain.model import load_tokenizer, make_transform, normalize
 from thresher.harvest.pretrain.pairs import quantize, read_pairs
@@ -224,6 +231,22 @@ def test_the_interval_is_students() -> None:
     assert estimate([0.5]) == (0.5, 0.0, 1.0)
 
 
+def test_the_interval_of_a_single_draw_is_wilsons() -> None:
+    # 10 of 100, z = 1.96: the textbook's 0.0552 to 0.1744
+    assert estimate_share(0.1, 100) == pytest.approx((0.1, 0.05523, 0.17437), abs=1e-5)
+    unit = torch.eye(64)
+    found = measure_retrieval(unit, unit)["mean_r@1"]
+    assert found == estimate_share(1.0, 64)
+    assert 0.9 < found.low < found.high == pytest.approx(1)
+
+
+def test_a_source_of_its_own_is_held_out_whole(tmp_path: Path) -> None:
+    scenes = {"kind": "scenes", "image_size": 16, "seed": 5, "n_records": 24}
+    card = json.loads((run(make_config(tmp_path, held_out=scenes, steps=2)) / "card.json").read_text())
+    assert card["pairs_trained_on"] == 160
+    assert card["measured_on_held_out"]["pairs"] == 24
+
+
 class Listed:
     """A source of given records."""
 
@@ -261,6 +284,10 @@ def test_records_that_are_no_pairs_are_left_out() -> None:
     ("fields", "named"),
     [
         ({"held_out": 160}, "held_out=160"),
+        (
+            {"held_out": {"kind": "scenes", "n_records": 160, "image_size": 16, "captions_per_image": 2}},
+            "the records to train on",
+        ),
         ({"zero_shot": {"smell": ["a {}"]}}, "zero_shot.smell"),
         ({"zero_shot_among": ["count/on"]}, "did you mean .count/one"),
     ],
