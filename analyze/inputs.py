@@ -4,12 +4,11 @@ import difflib
 from collections.abc import Mapping
 from typing import NamedTuple
 
-import torch
-
 from thresher.analyze.config import AnalyzeConfig
 from thresher.data.records import Modality
 from thresher.data.store import Store, open_store
-from thresher.errors import AnalysisError, ConfigError
+from thresher.devices import find_device
+from thresher.errors import AnalysisError
 from thresher.train.checkpoint import TrainedSAE, check_width, load_sae
 
 
@@ -30,7 +29,7 @@ def open_inputs(config: AnalyzeConfig) -> Inputs:
     Raises StoreError, CheckpointError, and AnalysisError: another store, another split, a hook point that is not there.
     """
     store = open_store(config.store)
-    device = _find_device(config.device)
+    device = find_device(config.device)
     saes = {name: load_sae(folder, device) for name, folder in config.saes.items()}
     for name, trained in saes.items():
         _check_store(config, store, name, trained)
@@ -82,14 +81,3 @@ def _check_hook_point(store: Store, saes: Mapping[str, TrainedSAE], modality: Mo
         if name not in trained.hook_points:
             raise AnalysisError(f"{modality}={name!r}: {sae} was trained on {', '.join(trained.hook_points)}")
     return name
-
-
-def _find_device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"device={name!r}: not usable on this machine ({error}); use auto or cpu") from error
-    return device

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from thresher.config import to_dict
 from thresher.data.records import Source
 from thresher.data.sources import SourceConfig, open_source
+from thresher.devices import find_device
 from thresher.errors import ConfigError, ModelError
 from thresher.files import write_atomic
 from thresher.harvest.pretrain.evaluate import (
@@ -103,8 +104,7 @@ def _open_held_out(settings: SourceConfig, source: Source) -> Source:
 
 def _check(config: PretrainConfig, source: Source) -> None:
     """Raise ConfigError on a device or a concept that is not there."""
-    if config.device.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError(f"device={config.device!r}: torch sees no CUDA device here; use cpu")
+    find_device(config.device)
     for root in config.zero_shot:
         if not find_leaves(source.concepts, root):
             raise ConfigError(f"zero_shot.{root}: the source knows no concept below {root!r}; remove the prompt")

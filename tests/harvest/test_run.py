@@ -17,7 +17,7 @@ from thresher.data.sources import open_source
 from thresher.data.store import Store, open_store, verify_store
 from thresher.errors import ConfigError, ModelError, SourceError, StoreError
 from thresher.harvest.adapters import open_adapter
-from thresher.harvest.run import HarvestConfig, find_device, run
+from thresher.harvest.run import HarvestConfig, run
 
 CPU = torch.device("cpu")
 HOOK_POINTS = ("vision.0", "vision.1", "vision.pooled", "vision.embed", "text.1", "text.pooled", "text.embed")
@@ -398,9 +398,3 @@ def test_rows_that_the_model_does_not_have_are_refused_before_work(siglip_folder
 def test_nonsense_is_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         make_config(tmp_path, tmp_path, **change)
-
-
-@pytest.mark.parametrize("name", ["tpu", "meta", "cuda:99", "gpu 1"])
-def test_a_device_that_is_not_there_is_refused(name: str) -> None:
-    with pytest.raises(ConfigError, match="device="):
-        find_device(name)

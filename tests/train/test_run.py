@@ -20,7 +20,7 @@ from thresher.train.config import TrainConfig
 from thresher.train.evaluate import evaluate
 from thresher.train.log import TrainLog
 from thresher.train.optimizer import OptimizerConfig
-from thresher.train.run import choose_device, run
+from thresher.train.run import run
 from thresher.train.split import read_side
 
 FILES = ("config.json", "model.safetensors")
@@ -270,14 +270,6 @@ def test_the_budget_counts_rows_or_passes(tmp_path) -> None:
     assert configure(tmp_path, tmp_path, rows=None, epochs=2.0).count_iterations(320) == 10
     assert configure(tmp_path, tmp_path, rows=None).count_iterations(64) == 10
     assert configure(tmp_path, tmp_path, rows=1).count_iterations(999) == 1
-
-
-def test_devices_that_are_not_there_are_refused() -> None:
-    assert choose_device("cpu") == torch.device("cpu")
-    with pytest.raises(ConfigError, match=r"device='cuda:99'"):
-        choose_device("cuda:99")
-    with pytest.raises(ConfigError, match=r"device='tpu-like'"):
-        choose_device("tpu-like")
 
 
 def test_a_resumed_log_drops_what_will_be_done_again(tmp_path) -> None:
