@@ -123,10 +123,10 @@ def stories(data: Path, work: Path) -> Path:
     files = ",".join(str(data / "text-corpora" / name) for name in BOOKS)
     places = [f"harvest.model.name={data / 'stories260K-hf'}", f"harvest.source.files=[{files}]", f"out={work / 'stories'}"]
     small = [
-        "harvest.limit=150",
+        "harvest.limit=100",
         "train.mp.epochs=4",
         "train.topk.epochs=4",
-        "analyze.splice.documents=20",
+        "analyze.splice.documents=12",
         "analyze.n_bootstrap=50",
     ]
     small += [f"train.{name}.stream.batch_size=512" for name in ("mp", "topk")]
@@ -163,4 +163,4 @@ def test_the_texts_of_the_store_are_those_of_the_books(data: Path, stories: Path
         name, _, start = key.partition("@")
         book = name.partition("#")[0]
         assert books[book][int(start.partition("#")[0]) :].decode(errors="replace").startswith(text)
-    assert len(items["key"]) == 150
+    assert len(items["key"]) == 100
