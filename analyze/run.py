@@ -41,11 +41,11 @@ from thresher.analyze.tables import write_rows
 from thresher.analyze.truth import Evidence, Rule, TruthScore, find_scorable, score_truth
 from thresher.analyze.warn import find_warnings
 from thresher.config import to_dict
-from thresher.errors import AnalysisError
+from thresher.errors import AnalysisError, ConfigError
 from thresher.files import write_atomic
 from thresher.progress import log, progress
-from thresher.runs import canonical_json, fingerprint_file, write_provenance
-from thresher.train.checkpoint import TrainedSAE
+from thresher.runs import PROVENANCE, canonical_json, fingerprint_file, is_made_from, refuse_foreign, write_provenance
+from thresher.train.checkpoint import MODEL, TrainedSAE
 
 METRICS, REPORT = "metrics.json", "report.html"
 FORMAT = "thresher-analysis"
@@ -80,10 +80,16 @@ class _Outcome(NamedTuple):
 def run(config: AnalyzeConfig) -> Path:
     """Analyze into `config.out` and return the path of `report.html`.
 
-    Raises StoreError, CheckpointError, AnalysisError (they do not belong together, nothing held out) and ConfigError
-    (`out` cannot be written).
+    Returns at once when the folder holds this very analysis. Raises StoreError, CheckpointError, AnalysisError (they do not
+    belong together, nothing held out) and ConfigError (`out` holds other things or cannot be written).
     """
+    refuse_foreign(config.out, [METRICS])
     inputs = open_inputs(config)
+    origin = _fingerprint_inputs(config, inputs)
+    if is_made_from(config.out, config, origin) and (config.out / REPORT).exists():
+        log(f"analyze: {config.out} is complete; delete the folder to analyze again")
+        return config.out / REPORT
+    _start(config.out)
     panels = open_panels(inputs.store, list(inputs.hook_points.values()), inputs.holdout, inputs.seed, config.limit)
     resample = Resample(config.n_bootstrap, config.seed)
     presence = read_presence(inputs.store, panels, resample, config.seed)
@@ -98,9 +104,25 @@ def run(config: AnalyzeConfig) -> Path:
         outcomes[name].metrics["splice"] = plain(splice)
     results = _collect(context, outcomes)
     try:
-        return _write(context, results, outcomes)
+        report = _write(context, results, outcomes)
     except OSError as error:
         raise AnalysisError(f"{config.out}: cannot write the results ({error.strerror}); choose another `out`") from error
+    write_provenance(config.out, config, origin)
+    return report
+
+
+def _fingerprint_inputs(config: AnalyzeConfig, inputs: Inputs) -> dict[str, str]:
+    digests = {name: fingerprint_file(folder / MODEL) for name, folder in config.saes.items()}
+    return {"store": inputs.store.fingerprint} | {f"saes.{name}": digest for name, digest in digests.items()}
+
+
+def _start(out: Path) -> None:
+    """Make the folder, before any work; what stands in it is not an analysis of anything until the end."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / PROVENANCE).unlink(missing_ok=True)
+    except OSError as error:
+        raise ConfigError(f"out={str(out)!r}: cannot be made a folder ({error.strerror}); choose another `out`") from error
 
 
 def load_results(folder: Path) -> dict[str, Any]:
@@ -244,8 +266,6 @@ def _write(context: _Context, results: dict[str, Any], outcomes: Mapping[str, _O
     figures = draw_figures(out / "figures", results, histograms, concepts)
     cards = {name: outcome.cards for name, outcome in outcomes.items() if outcome.cards}
     write_report(out / REPORT, Page(results, figures, cards, concepts))
-    digests = {name: fingerprint_file(folder / "model.safetensors") for name, folder in context.config.saes.items()}
-    write_provenance(out, context.config, {"store": context.inputs.store.fingerprint} | digests)
     return out / REPORT
 
 

@@ -5,12 +5,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 
 from thresher.data.records import Modality, Source
 from thresher.data.sources import open_source
 from thresher.data.store import Batch, HookPointSpec, StoreWriter, open_store
+from thresher.devices import find_device
 from thresher.errors import ConfigError, SourceError, StoreError
 from thresher.harvest.adapters import Adapter, open_adapter
 from thresher.harvest.adapters.base import HookPoint
@@ -19,7 +19,7 @@ from thresher.harvest.prepare import Preparer, prepare_ahead
 from thresher.harvest.rows import select_tokens
 from thresher.harvest.settings import HarvestConfig
 from thresher.progress import log, progress
-from thresher.runs import write_provenance
+from thresher.runs import refuse_foreign, write_provenance
 
 VERSION = 1
 """Part of a harvest's identity; raise it when the same settings would give other bytes."""
@@ -30,9 +30,11 @@ __all__ = ["HarvestConfig", "run"]
 def run(config: HarvestConfig) -> Path:
     """Harvest into `config.out` and return it; goes on where it was stopped, returns at once when it is finished.
 
-    Raises SourceError (missing, empty, unreadable), ModelError (cannot be loaded, unknown hook point, values that are not
-    finite), StoreError (another harvest's store, no space left). What is committed survives all of them.
+    Raises ConfigError (`out` holds other things), SourceError (missing, empty, unreadable), ModelError (cannot be loaded,
+    unknown hook point, values that are not finite), StoreError (another harvest's store, no space left). What is committed
+    survives all of them.
     """
+    refuse_foreign(config.out, ["run.json"])
     source = open_source(config.source)
     if len(source) == 0:
         raise SourceError(f"source {config.source.kind}: no records; the source is empty")
@@ -49,21 +51,6 @@ def run(config: HarvestConfig) -> Path:
         write_provenance(config.out, config, {"source": source.fingerprint, "model": adapter.identity["weights"]})
         _fill(writer, config, adapter, hook_points, prepare)
     return config.out
-
-
-def find_device(name: str) -> torch.device:
-    """The torch device of a configuration's word. Raises ConfigError when this machine does not have it."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(f"device={name!r}: expected auto, cpu, cuda or cuda:<i>") from error
-    if device.type not in ("cpu", "cuda"):
-        raise ConfigError(f"device={name!r}: expected auto, cpu, cuda or cuda:<i>")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f"device={name!r}: this machine has {torch.cuda.device_count()} CUDA devices; use auto or cpu")
-    return device
 
 
 def _resolve(config: HarvestConfig, source: Source, adapter: Adapter) -> tuple[HookPoint, ...]:
@@ -98,7 +85,6 @@ def _identify(
         "batch_size": config.batch_size,
         "order": "source" if config.order == "source" else f"shuffled by seed {config.seed}",
         "thumbnail": config.thumbnail,
-        "on_nonfinite": config.on_nonfinite,
         "items_per_shard": config.items_per_shard,
     }
 

@@ -134,7 +134,7 @@ def read_description(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     try:
         description = json.loads(path.read_bytes())
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise CheckpointError(f"{folder}: no checkpoint of a dictionary: {CONFIG} is missing; train one first") from error
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error}); run the training again") from error
@@ -146,6 +146,16 @@ def read_description(folder: Path) -> dict[str, Any]:
             "thresher that wrote it"
         )
     return cast(dict[str, Any], description)
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether the folder holds a dictionary that was trained to its end. Raises CheckpointError when it is damaged."""
+    if not (folder / CONFIG).exists():
+        return False
+    finished = bool(read_description(folder)["is_finished"])
+    if finished and not (folder / MODEL).exists():
+        raise CheckpointError(f"{folder}: {MODEL} is missing from a finished training; delete the folder and train again")
+    return finished
 
 
 def describe_sae(folder: Path) -> dict[str, Any]:

@@ -9,25 +9,26 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
-import yaml
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from thresher.config import to_dict
+from thresher.config import read_values, to_dict
 from thresher.data.store import Store, open_store
 from thresher.data.stream import ActivationStream, read_held_out
+from thresher.devices import find_device
 from thresher.errors import CheckpointError, ConfigError, ThresherError
-from thresher.progress import progress
-from thresher.runs import fingerprint, write_provenance
+from thresher.progress import log, progress
+from thresher.runs import fingerprint, refuse_foreign, write_provenance
 from thresher.train.arch import build
-from thresher.train.checkpoint import CONFIG, TrainedSAE, read_description, save_sae
+from thresher.train.checkpoint import CONFIG, TrainedSAE, is_finished, read_description, save_sae
 from thresher.train.config import TrainConfig
 from thresher.train.evaluate import evaluate
 from thresher.train.interrupt import defer_interrupts
-from thresher.train.log import TrainLog
+from thresher.train.log import LOG, TrainLog
 from thresher.train.loop import Iteration, fit
 from thresher.train.normalize import Normalizer, measure
 from thresher.train.optimizer import compute_learning_rate, make_adam
+from thresher.train.protocol import SAE
 from thresher.train.resume import STATE, Running, load_state, save_state
 from thresher.train.split import read_side
 
@@ -56,14 +57,17 @@ def run(config: TrainConfig) -> Path:
     finite (the last checkpoint stays); StoreError: the store does not have what is asked for.
     """
     store = open_store(config.store)
+    refuse_foreign(config.out, [CONFIG, LOG, STATE])
     _refuse_other_run(config, store)
-    if (config.out / CONFIG).exists() and read_description(config.out)["is_finished"]:
+    if is_finished(config.out):
+        log(f"train: {config.out} is finished")
         return config.out
-    device = choose_device(config.device)
-    write_provenance(config.out, config, {"store": store.fingerprint})
+    device = find_device(config.device)
     with torch.random.fork_rng(["cuda"] if device.type == "cuda" else []):
         torch.manual_seed(config.seed)
         prepared = _prepare(config, store, device)
+        # Only now: a configuration that cannot be trained must not stand in the way of the mended one.
+        write_provenance(config.out, config, {"store": store.fingerprint})
         try:
             _train(prepared, load_state(config.out, prepared.running, prepared.fingerprint))
         finally:
@@ -71,24 +75,11 @@ def run(config: TrainConfig) -> Path:
     return config.out
 
 
-def choose_device(name: str) -> torch.device:
-    """The device of that name; `auto` is a GPU if there is one. Raises ConfigError for one that is not there."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(f"device={name!r}: unknown; use auto, cpu, cuda or cuda:<index>") from error
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f"device={name!r}: there are {torch.cuda.device_count()} GPUs here; use auto or cpu")
-    return device
-
-
 def _refuse_other_run(config: TrainConfig, store: Store) -> None:
     path = config.out / "config.yaml"
     if not path.exists():
         return
-    before, now = _flatten(yaml.safe_load(path.read_text(encoding="utf-8"))), _flatten(to_dict(config))
+    before, now = _flatten(read_values(path)), _flatten(to_dict(config))
     names = sorted(name for name in before.keys() | now.keys() if name.partition(".")[0] not in FREE_FIELDS)
     differing = [name for name in names if before.get(name) != now.get(name)]
     if differing:
@@ -131,7 +122,7 @@ def _prepare(config: TrainConfig, store: Store, device: torch.device) -> _Run:
         seed=config.seed,
         balance=settings.balance,
     )
-    sae = build(config.sae, stream.d_in, config.seed)
+    sae = _build(config, stream.d_in)
     module = cast(nn.Module, sae).to(device)
     decisive = {name: value for name, value in to_dict(config).items() if name not in FREE_FIELDS}
     return _Run(
@@ -142,6 +133,15 @@ def _prepare(config: TrainConfig, store: Store, device: torch.device) -> _Run:
         fingerprint=fingerprint({"config": decisive, "store": store.fingerprint}),
         n_iterations=config.count_iterations(stream.n_rows),
     )
+
+
+def _build(config: TrainConfig, d_in: int) -> SAE:
+    try:
+        return build(config.sae, d_in, config.seed)
+    except (RuntimeError, MemoryError) as error:
+        raise ConfigError(
+            f"sae: d_sae={config.sae.d_sae} atoms of width {d_in} do not fit into memory ({error}); choose fewer"
+        ) from error
 
 
 def _train(prepared: _Run, start: int) -> None:

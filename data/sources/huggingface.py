@@ -1,7 +1,9 @@
 """Datasets of the Hugging Face library: from the hub, saved to disk, or local Parquet, JSON, CSV and image folders."""
 
+import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -108,6 +110,22 @@ class HuggingFaceSource:
         return split_cell(cell, self._settings.separator)
 
 
+@contextmanager
+def _plain_log() -> Generator[None, None, None]:
+    """Keep the progress bars of datasets off a standard error that is no terminal."""
+    from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    if sys.stderr.isatty() or are_progress_bars_disabled():
+        yield
+        return
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        enable_progress_bars()
+
+
+@_plain_log()
 def _load(settings: HuggingFaceDataset) -> Any:
     """The split as a dataset. Raises SourceError when it cannot be had."""
     # Takes a second, and the configuration of this source is needed without it.

@@ -30,8 +30,10 @@ def describe_store(path: Path) -> dict[str, Any]:
 def list_stores(folder: Path) -> list[dict[str, Any]]:
     """One line of plain values for each store in a folder or below it, in order of their paths.
 
-    A store that cannot be opened has its `problem` told instead of its content.
+    A store that cannot be opened has its `problem` told instead of its content. Raises StoreError: no such folder.
     """
+    if not folder.is_dir():
+        raise StoreError(f"{folder}: no such folder; give one that holds stores, or one above it")
     found = sorted(run.parent for run in folder.rglob(RUN) if _is_store(run))
     return [_summarize(path) for path in found]
 
@@ -65,9 +67,11 @@ def _summarize(path: Path) -> dict[str, Any]:
 
 
 def _name_model(model: Any) -> str:
-    """The model of an identity in a few words: its name, or the values of its settings."""
+    """The model of an identity in a few words: its kind and name, or else the values of its settings."""
     if not isinstance(model, dict):
         return "" if model is None else str(model)
+    if "name" in model:
+        return " ".join(str(model[key]) for key in ("kind", "name") if key in model)
     return " ".join(str(value) for value in model.values() if isinstance(value, str))
 
 

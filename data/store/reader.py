@@ -18,7 +18,7 @@ from torch import Tensor
 from thresher.data.records import Concept, Modality
 from thresher.data.store.header import Header, read_header
 from thresher.data.store.layout import MOMENTS, activations_path, has_token_ids, rows_path
-from thresher.data.store.manifest import Manifest, combine_moments, read_manifest
+from thresher.data.store.manifest import Manifest, combine_moments, count_rows, read_manifest
 from thresher.data.store.moments import Moments, State, load_states, summarize
 from thresher.data.store.recovery import Committed, read_committed
 from thresher.data.store.schema import TORCH_DTYPE, HookPointInfo
@@ -189,7 +189,20 @@ def open_store(path: str | Path, *, incomplete: Literal["refuse", "prefix"] = "r
     committed = read_committed(path, header.layout)
     if manifest is None and incomplete == "refuse":
         raise StoreError(f"{path}: {describe_unfinished(committed)}; rerun the same harvest command to resume")
+    if manifest is not None:
+        _check_records(path, header, committed, manifest)
     return Store(path, header, committed, manifest)
+
+
+def _check_records(path: Path, header: Header, committed: Committed, manifest: Manifest) -> None:
+    items = committed.tables[-1].cursor.items if committed.tables else {}
+    if (count_rows(header, committed), items) != (manifest.rows, manifest.items):
+        missing = [name for name in manifest.files if name.startswith("commits/") and not (path / name).exists()]
+        named = f"{missing[0]} is missing" if missing else "they hold other rows or items"
+        raise StoreError(
+            f"{path}: its commit records do not add up to its manifest: {named}; run `thresher store verify` on it, or "
+            "harvest it again"
+        )
 
 
 def _open_array(root: Path, path: str) -> ArrayReader:

@@ -14,7 +14,7 @@ from thresher.errors import ConfigError, ModelError
 from thresher.harvest.adapters.base import Inputs, Layout, Precision
 from thresher.harvest.adapters.hooks import HookedModel, Tap, Tower, tap_field, tap_output
 from thresher.harvest.adapters.tokens import TextEncoder
-from thresher.harvest.adapters.weights import NO_HUB, fingerprint_weights, torch_dtype
+from thresher.harvest.adapters.weights import NO_HUB, fingerprint_weights, plain_log, torch_dtype
 from thresher.hub import local_copy
 
 
@@ -95,6 +95,7 @@ class HFCausalLM(HookedModel):
             return TokenLoss(losses.double().sum(), int(inputs.layout.valid[:, 1:].sum()))
 
 
+@plain_log()
 def _load(settings: HFCausalLMModel) -> tuple[Any, Any]:
     """Model and tokenizer. Raises ModelError when they cannot be had."""
     # Takes seconds, and the configuration of this family is needed without it.

@@ -13,7 +13,7 @@ from thresher.errors import ModelError
 from thresher.harvest.adapters.base import Inputs, Layout, Precision
 from thresher.harvest.adapters.hooks import HookedModel, Tap, Tower, tap_field, tap_output
 from thresher.harvest.adapters.tokens import TextEncoder
-from thresher.harvest.adapters.weights import NO_HUB, fingerprint_weights, to_plain, torch_dtype
+from thresher.harvest.adapters.weights import NO_HUB, fingerprint_weights, plain_log, to_plain, torch_dtype
 from thresher.hub import local_copy
 
 TYPES = ("clip", "siglip")
@@ -111,6 +111,7 @@ class HFClip(HookedModel):
         return Tower(forward, taps, lambda: self.prepare_texts(["a"]))
 
 
+@plain_log()
 def _load(settings: HFClipModel) -> tuple[Any, Any, Any]:
     """Model, image processor and tokenizer. Raises ModelError when anything of it cannot be had or is of another type."""
     # Takes seconds, and the configuration of this family is needed without it.

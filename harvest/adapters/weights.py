@@ -2,6 +2,9 @@
 
 import hashlib
 import json
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,6 +16,21 @@ from thresher.runs import canonical_json
 
 NO_HUB = f"without a hub, give a folder or set {MIRROR} to one with copies"
 """What to do when a model cannot be downloaded."""
+
+
+@contextmanager
+def plain_log() -> Generator[None, None, None]:
+    """Keep the progress bars of transformers off a standard error that is no terminal."""
+    from transformers.utils import logging
+
+    if sys.stderr.isatty() or not logging.is_progress_bar_enabled():
+        yield
+        return
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.enable_progress_bar()
 
 
 def torch_dtype(precision: Precision) -> torch.dtype:

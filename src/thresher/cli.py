@@ -54,9 +54,16 @@ def _with_fields(where: str) -> type[TyperCommand]:
             formatter.write("\nFields of CONFIG.yaml:\n")
             for field in describe(getattr(importlib.import_module(module), name)):
                 formatter.write(f"  {field.path}: {field.type}  ({field.default or 'required'})\n")
-                formatter.write(textwrap.fill(field.doc, 100, initial_indent=" " * 6, subsequent_indent=" " * 6) + "\n")
+                formatter.write(_fill(field.doc) + "\n")
 
     return ConfigCommand
+
+
+def _fill(doc: str) -> str:
+    indent = " " * 6
+    return textwrap.fill(
+        doc, 100, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False, break_long_words=False
+    )
 
 
 def _guard(command: Callable[P, R]) -> Callable[P, R]:
@@ -213,10 +220,11 @@ def _finish(report: Path) -> None:
     console.print(f"\nreport: {report.resolve()}\nOpen it in a browser.", soft_wrap=True, highlight=False)
 
 
-def _version(show: bool) -> None:
+def _version(show: bool) -> bool:
     if show:
         typer.echo(f"thresher {__version__}")
         raise typer.Exit
+    return show
 
 
 ShowVersion = Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")]

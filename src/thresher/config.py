@@ -63,9 +63,16 @@ def parse_yaml(text: str, where: str) -> dict[str, Any]:
         raise ConfigError(f"{where}: not valid YAML: {error}") from error
     if values is None:
         return {}
-    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
-        raise ConfigError(f"{where}: expected a mapping of fields, found {type(values).__name__}")
+    if not isinstance(values, dict):
+        raise ConfigError(f"{where}: expected a mapping of fields (`name: value`), found {_name_yaml(values)}")
+    for key in values:
+        if not isinstance(key, str):
+            raise ConfigError(f"{where}: the name of a field is text, found {key!r}; put it in quotes if it is meant as one")
     return typing.cast(dict[str, Any], values)
+
+
+def _name_yaml(value: Any) -> str:
+    return "a list" if isinstance(value, list) else f"only {value!r}"
 
 
 def validate(cls: type[T], values: Mapping[str, Any], where: str) -> T:
@@ -110,7 +117,7 @@ def describe(cls: type[Any], prefix: str = "") -> Iterator[FieldDoc]:
         if not members or field.name == "kind":
             yield FieldDoc(path, _type_name(hint), _default(field), doc)
             continue
-        names = " | ".join(_type_name(member) for member in members)
+        names = " | ".join(_type_name(member) for member in _members(hint) if member is not type(None))
         yield FieldDoc(path, names, _default(field), doc)
         key = "<name>." if get_origin(hint) is dict else ""
         for member in members:

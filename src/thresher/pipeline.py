@@ -10,7 +10,7 @@ from typing import Any
 from thresher.analyze import run as analyze
 from thresher.analyze.run import AnalyzeConfig
 from thresher.config import config, read_values, validate
-from thresher.errors import ConfigError
+from thresher.errors import CheckpointError, ConfigError
 from thresher.harvest import run as harvest
 from thresher.harvest.run import HarvestConfig
 from thresher.progress import log
@@ -27,23 +27,32 @@ class RunConfig:
     harvest: HarvestConfig
     """The harvest; its `out` is `<out>/store` unless given."""
     train: dict[str, TrainConfig]
-    """Sparse autoencoders by name, trained in this order; `store` and `out` follow from the run."""
+    """Sparse autoencoders by name, trained in this order; `store` and `out` follow from the run unless given."""
     match_l0: str | None = None
     """Name of the one whose realised L0 on held-out rows the later ones are made to match."""
     analyze: AnalyzeConfig
-    """The analysis; its `store`, `saes` and `out` follow from the run."""
+    """The analysis; its `store`, `saes` and `out` follow from the run unless given."""
 
     def __post_init__(self) -> None:
         if not self.train:
             raise ConfigError("train: name at least one sparse autoencoder")
-        if self.match_l0 is not None and self.match_l0 not in self.train:
+        if self.match_l0 is None:
+            return
+        if self.match_l0 not in self.train:
             raise ConfigError(f"match_l0={self.match_l0!r}: expected one of {', '.join(self.train)}")
+        if self.match_l0 == list(self.train)[-1]:
+            raise ConfigError(
+                f"match_l0={self.match_l0!r}: nothing is trained after it that could be matched to it; put it before the "
+                "others, or leave match_l0 out"
+            )
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a run's configuration and fill in the folders that follow from `out`. Raises ConfigError."""
     values = read_values(path, overrides)
     out = values.get("out")
+    if not values.get("train"):
+        raise ConfigError(f"{path}: train: name at least one sparse autoencoder, for instance train.mp")
     if not isinstance(out, str):
         raise ConfigError(f"{path}: out: expected the folder of the run, found {out!r}")
     store, saes = f"{out}/store", {}
@@ -51,10 +60,11 @@ def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     for name, member in _group(values, "train").items():
         if not isinstance(member, dict):
             raise ConfigError(f"{path}: train.{name}: expected the fields of a training, found {member!r}")
-        saes[name] = f"{out}/sae/{name}"
         # The groups may be one YAML anchor: each gets its own copy.
-        values["train"][name] = {"store": values["harvest"]["out"], "out": saes[name]} | member
-    _group(values, "analyze").update({"store": values["harvest"]["out"], "saes": saes, "out": f"{out}/report"})
+        values["train"][name] = {"store": values["harvest"]["out"], "out": f"{out}/sae/{name}"} | member
+        saes[name] = values["train"][name]["out"]
+    follow = {"store": values["harvest"]["out"], "saes": saes, "out": f"{out}/report"}
+    values["analyze"] = follow | _group(values, "analyze")
     return validate(RunConfig, values, str(path))
 
 
@@ -69,11 +79,19 @@ def run(settings: RunConfig) -> Path:
     target: float | None = None
     for name, member in settings.train.items():
         log(f"training {name}")
-        matched = dataclasses.replace(member, sae=member.sae.with_l0(target)) if target is not None else member
-        folder = train.run(matched)
+        folder = train.run(member) if target is None else _train_matched(settings, name, target)
         if name == settings.match_l0:
             target = _realised_l0(folder)
     return analyze.run(settings.analyze)
+
+
+def _train_matched(settings: RunConfig, name: str, target: float) -> Path:
+    """Train one to the L0 that the one to match has reached; a refusal says where the setting came from."""
+    member, because = settings.train[name], f"match_l0={settings.match_l0}: train.{name}.sae is set to its L0, {target:.4g}"
+    try:
+        return train.run(dataclasses.replace(member, sae=member.sae.with_l0(target)))
+    except (ConfigError, CheckpointError) as error:
+        raise type(error)(f"{error}\n({because})") from error
 
 
 def _group(values: dict[str, Any], name: str) -> dict[str, Any]:

@@ -5,7 +5,7 @@ import json
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -18,16 +18,44 @@ from thresher.files import write_atomic
 PACKAGES = ("torch", "numpy", "zarr", "transformers", "open_clip_torch", "datasets", "safetensors", "pyarrow")
 
 
+CONFIG, PROVENANCE = "config.yaml", "provenance.json"
+"""What a run folder says about itself."""
+
+
+def refuse_foreign(folder: Path, own: Sequence[str]) -> None:
+    """Raise ConfigError when `folder` holds files, but none of those (`own`) that show that it is a stage's own folder."""
+    try:
+        found = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    if set(found) - {CONFIG, PROVENANCE} and not set(found) & set(own):
+        shown = ", ".join(found[:3]) + (", ..." if len(found) > 3 else "")
+        raise ConfigError(
+            f"out={str(folder)!r}: the folder holds other things ({shown}) and no {own[0]}; nothing was changed. Choose a new "
+            "or an empty folder"
+        )
+
+
 def write_provenance(folder: Path, config: Any, inputs: Mapping[str, str]) -> None:
     """Write `config.yaml` (as resolved) and `provenance.json` (versions, git commit, seed, fingerprints of `inputs`).
 
     Holds no time and no host name, so that equal runs give equal files.
     """
     try:
-        write_atomic(folder / "config.yaml", [dump_config(config).encode()])
-        write_atomic(folder / "provenance.json", [canonical_json(describe_code() | _describe(config, inputs))])
+        write_atomic(folder / CONFIG, [dump_config(config).encode()])
+        write_atomic(folder / PROVENANCE, [canonical_json(describe_code() | _describe(config, inputs))])
     except OSError as error:
         raise ConfigError(f"{folder}: cannot write the run folder ({error.strerror}); choose another `out`") from error
+
+
+def is_made_from(folder: Path, config: Any, inputs: Mapping[str, str]) -> bool:
+    """Whether the folder's `config.yaml` and `provenance.json` tell of this configuration, these inputs and this version."""
+    try:
+        stored, made = (folder / CONFIG).read_text(encoding="utf-8"), json.loads((folder / PROVENANCE).read_bytes())
+    except (OSError, ValueError):
+        return False
+    expected = _describe(config, inputs) | {"thresher": __version__}
+    return stored == dump_config(config) and isinstance(made, dict) and expected == {name: made.get(name) for name in expected}
 
 
 def describe_code() -> dict[str, Any]:

@@ -42,6 +42,7 @@ class BatchTopK(BatchTopKFields):
     """BatchTopK SAE with AuxK (arXiv 2412.06410)."""
 
     kind: Literal["batch_topk"] = "batch_topk"
+    """Which architecture this is."""
 
 
 class BatchTopKSAE(LinearCoder):

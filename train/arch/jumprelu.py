@@ -20,6 +20,7 @@ class JumpRelu(Dictionary):
     """JumpReLU SAE with an L0 penalty (arXiv 2407.14435)."""
 
     kind: Literal["jumprelu"] = "jumprelu"
+    """Which architecture this is."""
     sparsity: float = 1.0
     """Weight, beside the squared error per dimension, of L0 / d_in or, when `l0` is given, of (L0 / l0 - 1)^2."""
     l0: float | None = None

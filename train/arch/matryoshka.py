@@ -19,6 +19,7 @@ class Matryoshka(BatchTopKFields):
     """Matryoshka SAE (arXiv 2503.17547) over BatchTopK codes."""
 
     kind: Literal["matryoshka"] = "matryoshka"
+    """Which architecture this is."""
     prefixes: int | tuple[float, ...] = 5
     """Nested dictionaries per batch: a number of them, drawn anew each batch, or fixed fractions of d_sae."""
 

@@ -20,6 +20,7 @@ class MatchingPursuit(Dictionary):
     """Matching-pursuit SAE (arXiv 2506.03093)."""
 
     kind: Literal["mp"] = "mp"
+    """Which architecture this is."""
     k: int = 32
     """Atoms picked per row, repeats allowed; L0 counts different atoms and can be lower."""
     sign: Sign = "relu"

@@ -21,6 +21,7 @@ class Relu(Dictionary):
     """ReLU SAE with an L1 penalty (arXiv 2309.08600), unit-norm atoms."""
 
     kind: Literal["relu"] = "relu"
+    """Which architecture this is."""
     l1: float = 1.0
     """Weight of the L1 norm of a code beside the squared error of its row; where it starts when `l0` is given."""
     l0: float | None = None

@@ -19,6 +19,7 @@ class TopK(LinearEncoder):
     """TopK SAE with AuxK (arXiv 2406.04093)."""
 
     kind: Literal["topk"] = "topk"
+    """Which architecture this is."""
     k: int = 32
     """Atoms per row."""
 

@@ -200,7 +200,8 @@ def run_forward(adapter: Adapter, inputs: Inputs) -> Tensor:
 
 def count_hooks(model: nn.Module) -> int:
     """Forward hooks on all modules of a model."""
-    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
+    tables = ("_forward_hooks", "_forward_pre_hooks")
+    return sum(len(getattr(module, table)) for module in model.modules() for table in tables)
 
 
 def divide_by_zero(activation: Tensor) -> Tensor:
