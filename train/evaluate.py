@@ -43,9 +43,7 @@ class _Sums(NamedTuple):
 
 
 @torch.no_grad()
-def evaluate(
-    sae: SAE, normalizer: Normalizer, rows: Mapping[str, Iterable[Float[Tensor, "_ d_in"]]]
-) -> dict[str, Evaluation]:
+def evaluate(sae: SAE, normalizer: Normalizer, rows: Mapping[str, Iterable[Float[Tensor, "_ d_in"]]]) -> dict[str, Evaluation]:
     """Evaluate on chunks of raw rows by hook point, in the normaliser's order; the entry `pooled` is over all rows.
 
     The pooled R2 centres by the pooled mean and so also counts the gap between the hook points as explained.
