@@ -41,7 +41,7 @@ from thresher.analyze.tables import write_rows
 from thresher.analyze.truth import Evidence, Rule, TruthScore, find_scorable, score_truth
 from thresher.analyze.warn import find_warnings
 from thresher.config import to_dict
-from thresher.errors import AnalysisError, ConfigError
+from thresher.errors import AnalysisError
 from thresher.files import write_atomic
 from thresher.progress import log, progress
 from thresher.runs import PROVENANCE, canonical_json, fingerprint_file, is_made_from, refuse_foreign, write_provenance
@@ -81,7 +81,7 @@ def run(config: AnalyzeConfig) -> Path:
     """Analyze into `config.out` and return the path of `report.html`.
 
     Returns at once when the folder holds this very analysis. Raises StoreError, CheckpointError, AnalysisError (they do not
-    belong together, nothing held out) and ConfigError (`out` holds other things or cannot be written).
+    belong together, nothing held out, `out` cannot be written) and ConfigError (`out` holds other things).
     """
     refuse_foreign(config.out, [METRICS])
     inputs = open_inputs(config)
@@ -122,7 +122,7 @@ def _start(out: Path) -> None:
         out.mkdir(parents=True, exist_ok=True)
         (out / PROVENANCE).unlink(missing_ok=True)
     except OSError as error:
-        raise ConfigError(f"out={str(out)!r}: cannot be made a folder ({error.strerror}); choose another `out`") from error
+        raise AnalysisError(f"{out}: cannot be made a folder ({error.strerror}); choose another `out`") from error
 
 
 def load_results(folder: Path) -> dict[str, Any]:

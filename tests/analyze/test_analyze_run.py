@@ -117,7 +117,7 @@ def test_the_summary_is_text_in_the_order_of_the_configuration(scenes_report: Pa
 def test_an_analysis_says_what_it_was_made_from(scenes_store: Path, scenes_report: Path) -> None:
     provenance = json.loads((scenes_report.parent / "provenance.json").read_text())
     assert provenance["inputs"]["store"] == open_store(scenes_store).fingerprint
-    assert set(provenance["inputs"]) == {"store", "topk", "mp"}
+    assert set(provenance["inputs"]) == {"store", "saes.topk", "saes.mp"}
     assert (scenes_report.parent / "config.yaml").is_file()
 
 
