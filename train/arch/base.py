@@ -135,7 +135,9 @@ class LinearCoder(Coder):
 
     def activate(self, x: Float[Tensor, "row d_in"], indices: Tensor) -> Codes:
         """The positive part of the encoder's outputs at the chosen atoms only; the rest becomes padding."""
-        values = (sparse_encode(x - self.bias, self.encoder, indices) + self.encoder_bias[indices]).relu()
+        # Indexing by [indices] would add up the bias's gradient in whatever order the threads come.
+        bias = self.encoder_bias.index_select(0, indices.flatten()).view_as(indices)
+        values = (sparse_encode(x - self.bias, self.encoder, indices) + bias).relu()
         return Codes(torch.where(values > 0, indices, 0), values)
 
     def auxiliary(self, x: Tensor, residual: Tensor, preactivations: Tensor, settings: LinearEncoder) -> Tensor:
