@@ -140,7 +140,15 @@ def demo(overrides: Overrides = None) -> None:
     """The whole pipeline on the built-in scenes world: four dictionaries compared in a few minutes on a laptop."""
     from thresher import pipeline
 
-    _finish(pipeline.run(pipeline.load(pipeline.demo_config(), overrides or ())))
+    settings = pipeline.load(pipeline.demo_config(), overrides or ())
+    _finish(pipeline.run(settings))
+    first = next(iter(settings.train.values()))
+    typer.echo(
+        f"Next: thresher store info {settings.harvest.out}\n"
+        f"      thresher sae info {first.out}\n"
+        "      thresher demo train.mp.sae.k=4 out=runs/demo-k4\n"
+        "What the numbers mean: README.md, How to read results. What was measured before: docs/log.md."
+    )
 
 
 @store_app.command("info")
