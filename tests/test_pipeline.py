@@ -106,3 +106,15 @@ def test_one_trained_to_another_target_is_refused_with_the_reason(run_file: Path
     ):
         pipeline.run(pipeline.load(path, ["match_l0=before", "train.free.sae={kind: topk, d_sae: 16, k: 7}"]))
     assert (tmp_path / "out/sae/topk/config.json").read_bytes() == before
+
+
+def test_a_training_on_what_is_not_harvested_is_refused_before_the_harvest(tmp_path: Path) -> None:
+    path = write(tmp_path / "run.yaml")
+    with pytest.raises(
+        ConfigError, match=r"train\.topk\.hook_points: 'vision\.embeds' .* did you mean 'vision\.embed'"
+    ):
+        pipeline.load(path, ["train.topk.hook_points=[vision.embeds]"])
+    globbed = pipeline.load(path, ["harvest.hook_points=[vision.*, text.e*]"])
+    assert globbed.train["topk"].hook_points == ("vision.embed", "text.embed")
+    elsewhere = pipeline.load(path, ["train.topk.hook_points=[vision.3]", "train.topk.store=elsewhere"])
+    assert elsewhere.train["topk"].hook_points == ("vision.3",)

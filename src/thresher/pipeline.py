@@ -1,6 +1,8 @@
 """All three stages from one configuration: one harvest, any number of sparse autoencoders, one analysis."""
 
 import dataclasses
+import difflib
+import fnmatch
 import json
 from collections.abc import Sequence
 from importlib import resources
@@ -36,6 +38,8 @@ class RunConfig:
     def __post_init__(self) -> None:
         if not self.train:
             raise ConfigError("train: name at least one sparse autoencoder")
+        for name, member in self.train.items():
+            self._check_hook_points(name, member)
         if self.match_l0 is None:
             return
         if self.match_l0 not in self.train:
@@ -45,6 +49,17 @@ class RunConfig:
                 f"match_l0={self.match_l0!r}: nothing is trained after it that could be matched to it; put it before the "
                 "others, or leave match_l0 out"
             )
+
+    def _check_hook_points(self, name: str, member: TrainConfig) -> None:
+        """Refuse, before hours of harvest, a training on what the harvest will not hold."""
+        patterns = self.harvest.hook_points
+        for wanted in member.hook_points if member.store == self.harvest.out else ():
+            if not any(fnmatch.fnmatchcase(wanted, pattern) for pattern in patterns):
+                near = difflib.get_close_matches(wanted, patterns, n=1, cutoff=0.5)
+                hint = f"did you mean {near[0]!r}?" if near else "add it to harvest.hook_points"
+                raise ConfigError(
+                    f"train.{name}.hook_points: {wanted!r} is none of the harvest's {', '.join(patterns)}; {hint}"
+                )
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
