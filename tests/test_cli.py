@@ -140,7 +140,11 @@ def test_a_moved_run_goes_on_where_it_lies(home: Path) -> None:
         ("train={}", "train: name at least one"),
         ("out=5", "out: expected the folder of the run, found 5"),
         ("batch_size", "override 'batch_size': expected key=value"),
-        ("harvest.hook_points=[vision.embd]", "hook point vision.embd: this model has no such place; nearest: vision.embed"),
+        ("harvest.hook_points=[vision.embd]", "'vision.embed' is none of harvest.hook_points (vision.embd); mend either"),
+        (
+            "harvest.hook_points=[vision.embed, text.embed, vision.embd]",
+            "hook point vision.embd: this model has no such place; nearest: vision.embed",
+        ),
         ("harvest.source.seed=4", "holds a complete harvest of something else; choose another `out`"),
         ("train.mp.sae.k=2", "out/sae/mp: holds another run: sae.k is 3 there, 2 here"),
         ("analyze.image=vision.0", "no hook point 'vision.0'; nearest: vision.embed"),

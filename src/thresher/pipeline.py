@@ -1,7 +1,6 @@
 """All three stages from one configuration: one harvest, any number of sparse autoencoders, one analysis."""
 
 import dataclasses
-import difflib
 import fnmatch
 import json
 from collections.abc import Sequence
@@ -55,11 +54,8 @@ class RunConfig:
         patterns = self.harvest.hook_points
         for wanted in member.hook_points if member.store == self.harvest.out else ():
             if not any(fnmatch.fnmatchcase(wanted, pattern) for pattern in patterns):
-                near = difflib.get_close_matches(wanted, patterns, n=1, cutoff=0.5)
-                hint = f"did you mean {near[0]!r}?" if near else "add it to harvest.hook_points"
-                raise ConfigError(
-                    f"train.{name}.hook_points: {wanted!r} is none of the harvest's {', '.join(patterns)}; {hint}"
-                )
+                known = ", ".join(patterns)
+                raise ConfigError(f"train.{name}.hook_points: {wanted!r} is none of harvest.hook_points ({known}); mend either")
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
