@@ -16,8 +16,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.nn import functional
+from train_step import make_configs
 
-from thresher.train.arch import BatchTopK, JumpRelu, MatchingPursuit, Matryoshka, Relu, TopK, build
+from thresher.train.arch import build
 from thresher.train.kernels import Method, pursue
 from thresher.train.loop import fit
 from thresher.train.optimizer import OptimizerConfig, make_adam
@@ -78,19 +79,6 @@ def compare_with_cpu(config: object, x: Tensor) -> float:
         loss.backward()
         found.append([loss.detach().cpu(), *(p.grad.cpu() for p in sae.parameters() if p.grad is not None)])  # type: ignore[attr-defined]
     return max(float((a - b).norm() / b.norm().clamp_min(1e-12)) for a, b in zip(*found, strict=True))
-
-
-def make_configs(d_sae: int, k: int) -> dict[str, object]:
-    """Every architecture at one size."""
-    return {
-        "mp": MatchingPursuit(d_sae=d_sae, k=k),
-        "mp, residual form": MatchingPursuit(d_sae=d_sae, k=k, method="residual"),
-        "topk": TopK(d_sae=d_sae, k=k),
-        "batch_topk": BatchTopK(d_sae=d_sae, k=float(k)),
-        "matryoshka": Matryoshka(d_sae=d_sae, k=float(k)),
-        "relu": Relu(d_sae=d_sae, l0=float(k)),
-        "jumprelu": JumpRelu(d_sae=d_sae, l0=float(k)),
-    }
 
 
 def run_checks(device: torch.device) -> Iterator[Check]:

@@ -65,6 +65,19 @@ def make_step(config: object, d_in: int, batches: Callable[[], Tensor]) -> Calla
     return lambda: next(steps) and None
 
 
+def make_configs(d_sae: int, k: int) -> dict[str, object]:
+    """Every architecture at one size."""
+    return {
+        "mp": MatchingPursuit(d_sae=d_sae, k=k),
+        "mp, residual form": MatchingPursuit(d_sae=d_sae, k=k, method="residual"),
+        "topk": TopK(d_sae=d_sae, k=k),
+        "batch_topk": BatchTopK(d_sae=d_sae, k=float(k)),
+        "matryoshka": Matryoshka(d_sae=d_sae, k=float(k)),
+        "relu": Relu(d_sae=d_sae, l0=float(k)),
+        "jumprelu": JumpRelu(d_sae=d_sae, l0=float(k)),
+    }
+
+
 def measure(d_in: int, d_sae: int, k: int, batch: int, rounds: int) -> dict[str, list[float]]:
     """Milliseconds of CPU per step of each, in rounds that visit all of them."""
     generator = torch.Generator().manual_seed(0)
@@ -80,15 +93,7 @@ def measure(d_in: int, d_sae: int, k: int, batch: int, rounds: int) -> dict[str,
     def batches() -> Tensor:
         return next(stock)
 
-    configs = {
-        "mp": MatchingPursuit(d_sae=d_sae, k=k),
-        "mp, residual form": MatchingPursuit(d_sae=d_sae, k=k, method="residual"),
-        "topk": TopK(d_sae=d_sae, k=k),
-        "batch_topk": BatchTopK(d_sae=d_sae, k=float(k)),
-        "matryoshka": Matryoshka(d_sae=d_sae, k=float(k)),
-        "relu": Relu(d_sae=d_sae, l0=float(k)),
-        "jumprelu": JumpRelu(d_sae=d_sae, l0=float(k)),
-    }
+    configs = make_configs(d_sae, k)
     steps = {name: make_step(config, d_in, batches) for name, config in configs.items()}
     steps["mp, dense autograd"] = make_dense_step(d_in, d_sae, k, batches)
     taken: dict[str, list[float]] = {name: [] for name in steps}

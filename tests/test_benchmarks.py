@@ -24,6 +24,7 @@ def test_every_benchmark_is_tried_here() -> None:
 def test_a_benchmark_runs_and_prints_a_table(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))
     monkeypatch.setattr(sys, "argv", [name, *SMALLEST[name]])
     with contextlib.nullcontext() if name != "gpu.py" else pytest.raises(SystemExit, match=r"^0$"):
         runpy.run_path(str(FOLDER / name), run_name="__main__")
