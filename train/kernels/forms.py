@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from thresher.train.kernels.prepared import Prepared
 from thresher.train.kernels.rule import Rule
 
 ARGMAX_BLOCK = 64
@@ -19,18 +20,28 @@ Picked = tuple[Int[Tensor, "row k"], Float[Tensor, "row k"], Float[Tensor, "row 
 """Indices, values, residual."""
 
 
-def pursue_by_residual(x: Float[Tensor, "row d_in"], dictionary: Float[Tensor, "d_sae d_in"], rule: Rule) -> Picked:
+def prepare_residual(dictionary: Float[Tensor, "d_sae d_in"]) -> Prepared:
+    """Nothing but the dictionary."""
+    return Prepared("residual", dictionary)
+
+
+def prepare_gram(dictionary: Float[Tensor, "d_sae d_in"]) -> Prepared:
+    """The Gram matrix: d_sae^2 numbers, d_sae^2 d_in flops."""
+    return Prepared("gram", dictionary, compute_gram(dictionary))
+
+
+def pursue_by_residual(x: Float[Tensor, "row d_in"], prepared: Prepared, rule: Rule) -> Picked:
     """Pursuit with one product of residual and dictionary per step: 2 row d_sae d_in flops each."""
-    return _pursue_in_chunks(x, dictionary, None, rule)
+    return _pursue_in_chunks(x, prepared.dictionary, None, rule)
 
 
-def pursue_by_gram(x: Float[Tensor, "row d_in"], dictionary: Float[Tensor, "d_sae d_in"], rule: Rule) -> Picked:
+def pursue_by_gram(x: Float[Tensor, "row d_in"], prepared: Prepared, rule: Rule) -> Picked:
     """Pursuit that updates the inner products by rows of the Gram matrix: 2 row d_sae flops per step.
 
-    Costs d_sae^2 numbers and d_sae^2 d_in flops for the matrix. Rounding of the updated inner products can only change
-    which of two nearly equal atoms is picked: coefficients and residual are computed from the atoms themselves.
+    Rounding of the updated inner products can only change which of two nearly equal atoms is picked: coefficients and
+    residual are computed from the atoms themselves.
     """
-    return _pursue_in_chunks(x, dictionary, compute_gram(dictionary), rule)
+    return _pursue_in_chunks(x, prepared.dictionary, prepared.gram, rule)
 
 
 def compute_gram(dictionary: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, "d_sae d_sae"]:

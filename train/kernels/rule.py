@@ -8,11 +8,12 @@ Sign = Literal["relu", "signed", "abs"]
 `relu`: the largest, if positive. `signed`: the largest, whatever its sign. `abs`: the largest in absolute value.
 """
 
-Method = Literal["auto", "reference", "residual", "gram"]
+Method = Literal["auto", "reference", "residual", "gram", "numba_gram", "numba_certified", "triton_gram", "triton_certified"]
 """How the inner products are kept.
 
 `reference`: the definition, through plain autograd. `residual`: computed anew at each step. `gram`: updated from the
-dictionary's Gram matrix. `auto`: `choose_method`.
+dictionary's Gram matrix. `numba_gram`, `triton_gram`: the same, compiled for the CPU and for CUDA. `numba_certified`,
+`triton_certified`: low precision finds candidates, float32 decides between them. `auto`: `choose_method`.
 """
 
 

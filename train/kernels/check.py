@@ -1,0 +1,54 @@
+"""What the input of a pursuit must be like. The checks of values make the host wait for the device."""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+NORM_TOLERANCE = 1e-4
+"""How far a norm may be from 1; in half precision as far as one rounding of the type moves it."""
+NAMED_AT_MOST = 5
+
+
+def check_shapes(
+    x: Float[Tensor, "row _"], dictionary: Float[Tensor, "d_sae d_in"], k: int, *, k_at_most: int | None = None
+) -> None:
+    """Raise ValueError for widths or devices that differ and for `k` below 1 or above `k_at_most`."""
+    if x.shape[1] != dictionary.shape[1]:
+        raise ValueError(f"x has width {x.shape[1]}, the dictionary {dictionary.shape[1]}: both must be d_in")
+    if x.device != dictionary.device:
+        raise ValueError(f"x is on {x.device}, the dictionary on {dictionary.device}: move one of them")
+    if dictionary.shape[0] == 0:
+        raise ValueError(f"the dictionary has shape {list(dictionary.shape)}: it needs at least one atom")
+    if k < 1:
+        raise ValueError(f"k={k}: pick at least 1 atom per row")
+    if k_at_most is not None and k > k_at_most:
+        raise ValueError(f"k={k}: without repeats, pick at most {k_at_most} atoms, all that there are")
+
+
+@torch.no_grad()
+def check_rows(x: Float[Tensor, "row d_in"]) -> None:
+    """Raise ValueError naming rows that hold a NaN or an infinity."""
+    bad = ~x.isfinite().all(1)
+    if bad.any():
+        raise ValueError(f"x: {_name(bad)} hold NaN or infinity; drop or repair them")
+
+
+@torch.no_grad()
+def check_atoms(dictionary: Float[Tensor, "d_sae d_in"]) -> None:
+    """Raise ValueError naming atoms that hold a NaN or an infinity, or whose norm is not 1, with the norms."""
+    bad = ~dictionary.isfinite().all(1)
+    if bad.any():
+        raise ValueError(f"dictionary: {_name(bad)} hold NaN or infinity")
+    norms = torch.linalg.vector_norm(dictionary, dim=1, dtype=torch.promote_types(dictionary.dtype, torch.float32))
+    bad = (norms - 1).abs() > max(NORM_TOLERANCE, torch.finfo(dictionary.dtype).eps)
+    if bad.any():
+        found = ", ".join(f"{norm:.6g}" for norm in norms[bad][:NAMED_AT_MOST].tolist())
+        raise ValueError(f"dictionary: {_name(bad)} must have norm 1, found {found}; scale the atoms to unit norm first")
+
+
+def _name(bad: Bool[Tensor, "row"]) -> str:
+    """`rows 3, 7 (2 of 10)`."""
+    rows = bad.nonzero()[:NAMED_AT_MOST, 0].tolist()
+    n_bad = int(bad.sum())
+    more = ", ..." if n_bad > len(rows) else ""
+    return f"rows {', '.join(str(row) for row in rows)}{more} ({n_bad} of {len(bad)})"

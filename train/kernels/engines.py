@@ -1,0 +1,101 @@
+"""Which code runs which method. What needs more than torch is imported when it is asked for, not before."""
+
+import importlib.util
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from thresher.train.kernels import backward, forms
+from thresher.train.kernels.forms import Picked
+from thresher.train.kernels.prepared import Prepared
+from thresher.train.kernels.rule import Method, Rule
+
+
+class StepBack(Protocol):
+    """`backward.step_back`, or the same function faster."""
+
+    def __call__(
+        self,
+        indices: Int[Tensor, "row k"],
+        values: Float[Tensor, "row k"],
+        residual: Float[Tensor, "row d_in"],
+        dictionary: Float[Tensor, "d_sae d_in"],
+        for_values: Float[Tensor, "row k"] | None,
+        for_residual: Float[Tensor, "row d_in"] | None,
+        *,
+        needs_dictionary: bool,
+    ) -> tuple[Float[Tensor, "row d_in"], Float[Tensor, "d_sae d_in"] | None]:
+        """Gradients for the rows and, if needed, for the dictionary."""
+        ...
+
+
+class Engine(NamedTuple):
+    """The code of one method."""
+
+    prepare: Callable[[Tensor], Prepared]
+    """From a detached dictionary of a type that the method supports."""
+    pursue: Callable[[Tensor, Prepared, Rule], Picked]
+    """From rows of the same type on the same device; no gradient."""
+    step_back: StepBack
+
+
+def find_engine(method: Method) -> Engine:
+    """The code that runs `method`. Raises ImportError when a package is missing that it needs."""
+    match method:
+        case "residual":
+            return Engine(forms.prepare_residual, forms.pursue_by_residual, backward.step_back)
+        case "gram":
+            return Engine(forms.prepare_gram, forms.pursue_by_gram, backward.step_back)
+        case "numba_gram" | "numba_certified":
+            if not has_numba():
+                raise ImportError(f"method={method!r} needs numba: pip install 'thresher[native]'")
+            from thresher.train.kernels import native as code  # Only here: numba takes a second to import.
+        case "triton_gram" | "triton_certified":
+            if not has_triton():
+                raise ImportError(f"method={method!r} needs triton, which comes with CUDA builds of torch: pip install triton")
+            from thresher.train.kernels import cuda as code
+        case _:
+            raise ValueError(f"method={method!r} has no engine: resolve `auto` first, and call the reference itself")
+    if method.endswith("gram"):
+        return Engine(code.prepare_gram, code.pursue_gram, code.step_back)
+    return Engine(code.prepare_certified, code.pursue_certified, code.step_back)
+
+
+def check_support(method: Method, dtype: torch.dtype, device: torch.device) -> None:
+    """Raise ValueError when `method` cannot compute in `dtype` or on `device`."""
+    engine = method.partition("_")[0]
+    wanted = {"numba": "cpu", "triton": "cuda"}.get(engine)
+    if wanted is None:
+        return
+    if device.type != wanted:
+        raise ValueError(f"method={method!r} runs on {wanted} tensors, found {device.type}; move them, or use method='auto'")
+    if dtype != torch.float32:
+        raise ValueError(f"method={method!r} computes in float32, found {dtype}; convert, or use method='auto'")
+
+
+def has_numba() -> bool:
+    """Whether numba is installed."""
+    return importlib.util.find_spec("numba") is not None
+
+
+def has_triton() -> bool:
+    """Whether triton is installed."""
+    return importlib.util.find_spec("triton") is not None
+
+
+def prepare(dictionary: Float[Tensor, "d_sae d_in"], method: Method) -> Prepared:
+    """What `method` derives from the dictionary, for many calls of `pursue` while the dictionary stays as it is.
+
+    Half precision is computed in float32. Raises ValueError for `auto` and for a type or device that `method` does not
+    support, ImportError when a package is missing.
+    """
+    if method == "auto":
+        raise ValueError("method='auto' depends on the rows: ask choose_method, and prepare for the method it names")
+    dictionary = dictionary.detach().to(torch.promote_types(dictionary.dtype, torch.float32)).contiguous()
+    if method == "reference":
+        return Prepared("reference", dictionary)
+    check_support(method, dictionary.dtype, dictionary.device)
+    return find_engine(method).prepare(dictionary)
