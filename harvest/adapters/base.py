@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -42,19 +43,51 @@ class HookPoint(NamedTuple):
         return f"{self.modality}.{self.level}"
 
 
+class TokenKind(IntEnum):
+    """What a position of a sequence holds."""
+
+    PADDING = 0
+    """Nothing of the item."""
+    TEXT = 1
+    """A token of the text itself."""
+    SPECIAL = 2
+    """A token that the tokenizer, a template or the model adds to a text: BOS, EOS, CLS, SEP, what marks an image."""
+    PATCH = 3
+    """A patch of the image in a vision tower."""
+    CLS = 4
+    """The token of a vision tower that stands for the image."""
+    REGISTER = 5
+    """A token of a vision tower without meaning of its own: registers, the distillation token."""
+    IMAGE = 6
+    """A token that stands for a part of the image in a language model."""
+
+
 class Layout(NamedTuple):
     """Which positions of a batch hold what; all tensors on the CPU."""
 
-    valid: Bool[Tensor, "item position"]
-    """False on padding."""
-    special: Bool[Tensor, "item position"]
-    """CLS and register tokens of images; BOS, EOS and the like of texts."""
+    kind: Int[Tensor, "item position"]
+    """A `TokenKind` for each position, int8."""
     summary: Int[Tensor, " item"] | None
-    """The position that stands for the item by the model's own rule (CLS, EOT); None when the tower has none."""
+    """The position that stands for the item by the model's own rule (CLS, EOT, last token), the one that it pools where
+    it pools one; may be padding (SigLIP's texts). None when the tower has none (it averages, or has a pooling head)."""
     token_id: Int[Tensor, "item position"] | None
-    """Vocabulary indices of texts; None for images."""
+    """Vocabulary indices of texts, image tokens included; None for images. -1 at a token without index."""
     is_truncated: tuple[bool, ...]
     """Per item: it was longer than the context."""
+    grid: Int[Tensor, "item position 2"] | None = None
+    """Row and column, int16, of the patch or image token at each position, -1 at the others; None when no position has one."""
+    unattended: Bool[Tensor, "item position"] | None = None
+    """True where the model's attention mask hides a position from the others; None when it hides none."""
+
+    @property
+    def valid(self) -> Bool[Tensor, "item position"]:
+        """False on padding."""
+        return self.kind != TokenKind.PADDING
+
+    @property
+    def special(self) -> Bool[Tensor, "item position"]:
+        """CLS and register tokens of images; BOS, EOS and the like of texts."""
+        return (self.kind == TokenKind.SPECIAL) | (self.kind == TokenKind.CLS) | (self.kind == TokenKind.REGISTER)
 
 
 @dataclass(frozen=True, slots=True)

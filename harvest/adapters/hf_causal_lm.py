@@ -11,8 +11,9 @@ from torch.nn import functional
 
 from thresher.config import config
 from thresher.errors import ConfigError, ModelError
-from thresher.harvest.adapters.base import Inputs, Layout, Precision
+from thresher.harvest.adapters.base import Inputs, Precision
 from thresher.harvest.adapters.hooks import HookedModel, Tap, Tower, tap_field, tap_output
+from thresher.harvest.adapters.layouts import find_last, label_texts
 from thresher.harvest.adapters.tokens import TextEncoder
 from thresher.harvest.adapters.weights import NO_HUB, fingerprint_weights, plain_log, torch_dtype
 from thresher.hub import local_copy
@@ -77,8 +78,8 @@ class HFCausalLM(HookedModel):
     def prepare_texts(self, texts: Sequence[str]) -> Inputs:
         """Token ids [item, position] and the mask of padding, as long as the longest text; the last token is the summary."""
         found = self._encode(texts)
-        summary = (found.valid.sum(dim=1) - 1).clamp(min=0)
-        layout = Layout(found.valid, found.special, summary, found.ids, found.is_truncated)
+        summary = find_last(found.valid)
+        layout = label_texts(found, summary, ~found.valid)
         return Inputs("text", {"input_ids": found.ids, "attention_mask": found.valid.to(torch.int64)}, layout)
 
     def next_token_loss(self, texts: Sequence[str]) -> TokenLoss:

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from thresher.config import config
 from thresher.errors import ModelError
-from thresher.harvest.adapters.base import Inputs, Layout, Precision
+from thresher.harvest.adapters.base import Inputs, Precision
 from thresher.harvest.adapters.hooks import HookedModel, Tap, Tower, tap_field, tap_output
+from thresher.harvest.adapters.layouts import label_patches, label_texts
 from thresher.harvest.adapters.tokens import TextEncoder
 from thresher.harvest.adapters.weights import NO_HUB, fingerprint_weights, plain_log, to_plain, torch_dtype
 from thresher.hub import local_copy
@@ -48,7 +49,7 @@ class HFClip(HookedModel):
         self._text_config = model.config.text_config
         vision = model.config.vision_config
         self._n_prefix = 0 if self._is_siglip else 1
-        self._n_positions = (vision.image_size // vision.patch_size) ** 2 + self._n_prefix
+        self._grid = (vision.image_size // vision.patch_size, vision.image_size // vision.patch_size)
         self._dtype = torch_dtype(settings.precision)
         self.identity: Mapping[str, Any] = {
             "kind": settings.kind,
@@ -65,10 +66,7 @@ class HFClip(HookedModel):
     def prepare_images(self, images: Sequence[Image.Image]) -> Inputs:
         """Pixels [item, 3, height, width] by the model's image processor."""
         pixels = self._processor(images=list(images), return_tensors="pt")["pixel_values"].to(self._dtype)
-        special = torch.zeros(len(images), self._n_positions, dtype=torch.bool)
-        special[:, : self._n_prefix] = True
-        summary = torch.zeros(len(images), dtype=torch.int64) if self._n_prefix else None
-        layout = Layout(torch.ones_like(special), special, summary, None, (False,) * len(images))
+        layout = label_patches([self._grid] * len(images), n_cls=self._n_prefix)
         return Inputs("image", {"pixel_values": pixels}, layout)
 
     def prepare_texts(self, texts: Sequence[str]) -> Inputs:
@@ -77,8 +75,8 @@ class HFClip(HookedModel):
         tensors = {"input_ids": found.ids}
         if not self._is_siglip:
             tensors["attention_mask"] = found.valid.to(torch.int64)
-        layout = Layout(found.valid, found.special, self._find_summary(found.ids), found.ids, found.is_truncated)
-        return Inputs("text", tensors, layout)
+        hidden = None if self._is_siglip else ~found.valid
+        return Inputs("text", tensors, label_texts(found, self._find_summary(found.ids), hidden))
 
     def _find_summary(self, ids: Int[Tensor, "item position"]) -> Int[Tensor, " item"]:
         """The position that the text model pools: last for SigLIP; for CLIP the first EOS, or by the rule of old

@@ -13,18 +13,20 @@ from torch import Tensor
 from thresher.config import config
 from thresher.data.records import Modality
 from thresher.errors import ConfigError, ModelError
-from thresher.harvest.adapters.base import Inputs, Layout, Precision
+from thresher.harvest.adapters.base import Inputs, Precision
 from thresher.harvest.adapters.hooks import HookedModel, Tower
+from thresher.harvest.adapters.layouts import label_patches, label_texts
 from thresher.harvest.adapters.open_clip_towers import (
     TextEncoder,
     append_class_token,
     build_text_taps,
     build_vision_taps,
-    count_positions,
+    describe_patches,
     find_summary,
     has_class_token,
     text_blocks,
 )
+from thresher.harvest.adapters.tokens import Encoded
 from thresher.harvest.adapters.weights import NO_HUB, fingerprint_weights, to_plain, torch_dtype
 from thresher.hub import local_copy
 
@@ -77,7 +79,7 @@ class OpenClip(HookedModel):
         }
         model = model.eval().requires_grad_(requires_grad=False).to(device=device, dtype=torch_dtype(settings.precision))
         self._transform = transform
-        self._positions = count_positions(model.visual)
+        self._prefix = describe_patches(model.visual)
         self._tokenizer = tokenizer
         # Tokenizers written in Rust refuse to be used by two threads at once.
         self._lock = threading.Lock()
@@ -88,12 +90,8 @@ class OpenClip(HookedModel):
     def prepare_images(self, images: Sequence[Image.Image]) -> Inputs:
         """Pixels [item, 3, height, width] by the model's evaluation transform."""
         pixels = torch.stack([self._transform(image) for image in images]).to(self._dtype)
-        n_positions, n_prefix = self._positions
-        special = torch.zeros(len(images), n_positions, dtype=torch.bool)
-        special[:, :n_prefix] = True
-        summary = torch.zeros(len(images), dtype=torch.int64) if n_prefix else None
-        layout = Layout(torch.ones_like(special), special, summary, None, (False,) * len(images))
-        return Inputs("image", {"pixels": pixels}, layout)
+        grid, n_cls, n_registers = self._prefix
+        return Inputs("image", {"pixels": pixels}, label_patches([grid] * len(images), n_cls=n_cls, n_registers=n_registers))
 
     def prepare_texts(self, texts: Sequence[str]) -> Inputs:
         """Token ids [item, position], always as long as the context, which is what these models take."""
@@ -103,7 +101,7 @@ class OpenClip(HookedModel):
         valid = torch.arange(ids.shape[1]) < lengths[:, None]
         special = valid & torch.isin(ids, torch.tensor(_special_ids(self._tokenizer), dtype=ids.dtype))
         summary = find_summary(self._text, ids) if text_blocks(self._text) else None
-        layout = Layout(valid, special, summary, ids, tuple(is_truncated.tolist()))
+        layout = label_texts(Encoded(ids, valid, special, tuple(is_truncated.tolist())), summary)
         return Inputs("text", {"ids": ids}, append_class_token(layout) if has_class_token(self._text) else layout)
 
     def _build_towers(self, model: Any) -> dict[Modality, Tower]:

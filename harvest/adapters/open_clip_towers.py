@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from thresher.harvest.adapters.base import Inputs, Layout
+from thresher.harvest.adapters.base import Inputs, Layout, TokenKind
 from thresher.harvest.adapters.hooks import Tap, tap_output
 
 
@@ -76,23 +76,24 @@ def has_class_token(text: Any) -> bool:
 def append_class_token(layout: Layout) -> Layout:
     """One more position, which has no vocabulary index (-1) and stands for the text."""
     assert layout.token_id is not None
-    end = torch.ones(len(layout.valid), 1, dtype=torch.bool)
+    end = torch.full_like(layout.kind[:, :1], TokenKind.SPECIAL)
     return layout._replace(
-        valid=torch.cat([layout.valid, end], dim=1),
-        special=torch.cat([layout.special, end], dim=1),
+        kind=torch.cat([layout.kind, end], dim=1),
         token_id=torch.cat([layout.token_id, torch.full_like(layout.token_id[:, :1], -1)], dim=1),
     )
 
 
-def count_positions(visual: Any) -> tuple[int, int]:
-    """Positions of an image in the vision tower and how many of them come before the patches."""
+def describe_patches(visual: Any) -> tuple[tuple[int, int], int, int]:
+    """Grid of the patches (rows, columns), CLS tokens and registers of a vision tower; one cell where it has no sequence."""
     trunk = getattr(visual, "trunk", None)
     if trunk is not None:
         n_prefix = int(getattr(trunk, "num_prefix_tokens", 0))
-        return int(getattr(getattr(trunk, "patch_embed", None), "num_patches", 1)) + n_prefix, n_prefix
+        n_registers = int(getattr(trunk, "num_reg_tokens", 0))
+        rows, columns = getattr(getattr(trunk, "patch_embed", None), "grid_size", (1, 1))
+        return (int(rows), int(columns)), n_prefix - n_registers, n_registers
     if not hasattr(visual, "grid_size"):
-        return 1, 0
-    return visual.grid_size[0] * visual.grid_size[1] + 1, 1
+        return (1, 1), 0, 0
+    return (int(visual.grid_size[0]), int(visual.grid_size[1])), 1, 0
 
 
 def _tap_vision_pooled(visual: Any) -> Tap | None:

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 
 from thresher.errors import ConfigError, ModelError
 from thresher.harvest.adapters import Adapter, HFClipModel, OpenClipModel, open_adapter
-from thresher.harvest.adapters.base import Inputs, Layout
+from thresher.harvest.adapters.base import Inputs, Layout, TokenKind
 from thresher.harvest.adapters.hooks import HookedModel, Tower, tap_output
 from thresher.harvest.rows import select_tokens
 
@@ -183,8 +183,8 @@ def toy() -> HookedModel:
 
 
 def toy_inputs(n: int) -> Inputs:
-    valid = torch.ones(n, 3, dtype=torch.bool)
-    return Inputs("text", {"x": torch.ones(n, 3, 4)}, Layout(valid, ~valid, None, None, (False,) * n))
+    kind = torch.full((n, 3), TokenKind.TEXT, dtype=torch.int8)
+    return Inputs("text", {"x": torch.ones(n, 3, 4)}, Layout(kind, None, None, (False,) * n))
 
 
 def test_an_activation_that_the_model_overwrites_is_kept_as_it_was(toy: HookedModel) -> None:
