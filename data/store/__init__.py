@@ -4,7 +4,7 @@ from thresher.data.store.bfloat16 import register
 from thresher.data.store.describe import describe_store, list_stores
 from thresher.data.store.moments import Moments
 from thresher.data.store.reader import Store, open_store
-from thresher.data.store.schema import Batch, Dtype, HookPointInfo, HookPointSpec, Item, Rows
+from thresher.data.store.schema import Batch, Dtype, HookPointInfo, HookPointSpec, Item, Rows, TokenKind
 from thresher.data.store.verify import verify_store
 from thresher.data.store.writer import StoreWriter
 
@@ -18,6 +18,7 @@ __all__ = [
     "Rows",
     "Store",
     "StoreWriter",
+    "TokenKind",
     "describe_store",
     "list_stores",
     "open_store",

@@ -1,12 +1,12 @@
 """What a batch must be like to be stored; anything else is the harvest's mistake and is refused before it touches the disk."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from thresher.data.store.layout import MODALITIES, TEXT_TOKENS, has_token_ids
-from thresher.data.store.schema import TORCH_DTYPE, Batch, HookPointSpec, Rows
+from thresher.data.store.schema import ROW_COLUMNS, TORCH_DTYPE, Batch, HookPointSpec, Rows
 from thresher.errors import StoreError
 
 
@@ -50,10 +50,23 @@ def _wrong_rows(rows: Rows, n_items: int, has_ids: bool) -> Iterator[str]:
     yield from _wrong_tensor("position", rows.position, (n,), torch.int32)
     if n and not (int(rows.item.min()) >= 0 and int(rows.item.max()) < n_items):
         yield f"item {int(rows.item.min())} to {int(rows.item.max())}: the batch has {n_items} items of this modality"
+    for name, column in rows.columns.items():
+        if name not in ROW_COLUMNS:
+            yield f"column {name!r}: expected {', '.join(ROW_COLUMNS)}"
+        else:
+            yield from _wrong_tensor(name, column, (n,), ROW_COLUMNS[name])
     if rows.token_id is not None:
         yield from _wrong_tensor("token_id", rows.token_id, (n,), torch.int32)
     if (rows.token_id is not None) != has_ids:
         yield f"token ids {'missing' if has_ids else 'given'}; rows of {TEXT_TOKENS} have them, no others"
+
+
+def check_columns(batch: Batch, stored: Mapping[str, Sequence[str]]) -> None:
+    """Raise StoreError unless a batch describes its rows by the columns that the store has."""
+    for space, rows in batch.rows.items():
+        expected = list(stored.get(space, ()))
+        if sorted(rows.columns) != expected:
+            raise StoreError(f"batch {batch.index}: row space {space} has columns {sorted(rows.columns)}, expected {expected}")
 
 
 def _wrong_activations(rows: Rows, hook_points: Sequence[HookPointSpec]) -> Iterator[str]:

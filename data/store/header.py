@@ -31,7 +31,7 @@ def write_header(root: Path, header: Header) -> None:
         "identity": header.identity,
         "hook_points": [spec._asdict() for spec in header.hook_points],
         "concepts": [concept._asdict() for concept in header.concepts],
-        "layout": header.layout._asdict(),
+        "layout": {name: value for name, value in header.layout._asdict().items() if name != "columns" or value},
     }
     write_atomic(root / RUN, [canonical_json(document)])
 
@@ -53,7 +53,7 @@ def read_header(root: Path) -> Header:
             identity=document["identity"],
             hook_points=tuple(HookPointSpec(**pick(spec, HookPointSpec._fields)) for spec in document["hook_points"]),
             concepts=tuple(Concept(**pick(concept, Concept._fields)) for concept in document["concepts"]),
-            layout=Layout(**pick(document["layout"], Layout._fields)),
+            layout=Layout(**pick({"columns": {}} | document["layout"], Layout._fields)),
         )
     except (KeyError, TypeError) as error:
         raise StoreError(f"{path}: damaged ({error!r}); harvest the store again") from error

@@ -4,11 +4,12 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 from urllib.parse import quote
 
 from thresher.data.records import Modality
-from thresher.data.store.schema import Batch, HookPointSpec
+from thresher.data.store.schema import ROW_COLUMNS, Batch, HookPointSpec
 from thresher.errors import StoreError
 
 FORMAT = "thresher.store"
@@ -31,7 +32,7 @@ RECORDS_PER_SHARD = 8192
 """Upper bound on the records of a shard, so that a slow harvest of small rows also commits every few minutes."""
 SMALL_CHUNK_ROWS = 65536
 """Rows of a chunk of the small integer arrays."""
-ITEM_SIZE: Mapping[str, int] = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "int32": 4}
+ITEM_SIZE: Mapping[str, int] = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "int32": 4, "int16": 2, "int8": 1}
 SPACE_NAME = re.compile(r"[a-z][a-z0-9_]*(\.[a-z0-9_]+)*")
 
 
@@ -65,6 +66,8 @@ class Layout(NamedTuple):
     """Row space -> rows of a shard, a power of two."""
     batches_per_part: int
     """Batches whose items and pairs make one part of the tables."""
+    columns: Mapping[str, Sequence[str]] = MappingProxyType({})
+    """Row space -> its optional columns; a space that is missing has none."""
 
 
 def plan_layout(hook_points: Sequence[HookPointSpec], first: Batch | None, items_per_shard: int | None) -> Layout:
@@ -83,14 +86,17 @@ def plan_layout(hook_points: Sequence[HookPointSpec], first: Batch | None, items
     return Layout(
         shard_rows={space: _power_of_two(records * rows) for space, rows in sorted(rows_per_record.items())},
         batches_per_part=max(1, round(records / n_records)),
+        columns={space: sorted(rows.columns) for space, rows in sorted(first.rows.items()) if rows.columns} if first else {},
     )
 
 
 def arrays_of(space: str, hook_points: Sequence[HookPointSpec], layout: Layout) -> list[ArraySpec]:
-    """The arrays of a row space: what describes its rows, then its hook points."""
+    """The arrays of a row space: what describes its rows, then its hook points. Raises KeyError for a column of a later
+    version."""
     shard = layout.shard_rows[space]
     small = min(shard, SMALL_CHUNK_ROWS)
     describing = {"item": "int64", "position": "int32"} | ({"token_id": "int32"} if has_token_ids(space) else {})
+    describing |= {name: str(ROW_COLUMNS[name]).removeprefix("torch.") for name in layout.columns.get(space, ())}
     arrays = [ArraySpec(f"{rows_path(space)}/{name}", kind, None, shard, small, None) for name, kind in describing.items()]
     for spec in hook_points:
         if spec.space == space:

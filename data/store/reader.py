@@ -83,6 +83,21 @@ class Store:
             )
         return self._read(f"{rows_path(info.space)}/token_id", info, 0, info.rows)
 
+    def columns_of(self, hook_point: str) -> tuple[str, ...]:
+        """The optional columns that describe the rows of a hook point: of `kind`, `patch_row`, `patch_column`."""
+        return tuple(self._header.layout.columns.get(self._info(hook_point).space, ()))
+
+    def column_of(self, hook_point: str, column: str) -> npt.NDArray[np.integer[Any]]:
+        """For each row its `kind` (int8, see `TokenKind`), or the `patch_row` or `patch_column` (int16, -1: no patch).
+
+        Raises StoreError when the rows are not described by it.
+        """
+        info = self._info(hook_point)
+        if column not in self.columns_of(hook_point):
+            known = ", ".join(self.columns_of(hook_point)) or "none"
+            raise StoreError(f"{self.path}: {hook_point}: its rows have no column {column!r}; columns: {known}")
+        return self._read(f"{rows_path(info.space)}/{column}", info, 0, info.rows)
+
     def read(self, hook_point: str, start: int, stop: int) -> Float[Tensor, "row width"]:
         """Rows `start` to `stop` (exclusive) in the store's dtype."""
         info = self._info(hook_point)

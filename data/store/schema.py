@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import IntEnum
+from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 import torch
@@ -11,6 +13,25 @@ from thresher.data.records import Modality
 
 Dtype = Literal["float32", "float16", "bfloat16"]
 """How a store keeps activations."""
+
+
+class TokenKind(IntEnum):
+    """What a position of a sequence holds; the values of the row column `kind`."""
+
+    PADDING = 0
+    """Nothing of the item."""
+    TEXT = 1
+    """A token of the text itself."""
+    SPECIAL = 2
+    """A token that the tokenizer, a template or the model adds to a text: BOS, EOS, CLS, SEP, what marks an image."""
+    PATCH = 3
+    """A patch of the image in a vision tower."""
+    CLS = 4
+    """The token of a vision tower that stands for the image."""
+    REGISTER = 5
+    """A token of a vision tower without meaning of its own: registers, the distillation token."""
+    IMAGE = 6
+    """A token that stands for a part of the image in a language model."""
 
 
 class HookPointSpec(NamedTuple):
@@ -50,6 +71,8 @@ class Rows(NamedTuple):
     """int32 [row] where rows are text tokens, else None; the same choice in every batch."""
     activations: Mapping[str, Tensor]
     """Hook point -> [row, width] on the CPU in the store's dtype."""
+    columns: Mapping[str, Tensor] = MappingProxyType({})
+    """More about the rows: name in `ROW_COLUMNS` -> [row]; the same names in every batch."""
 
 
 class Item(NamedTuple):
@@ -83,3 +106,6 @@ class Batch:
 
 TORCH_DTYPE: Mapping[str, torch.dtype] = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 """Of the names in `Dtype`."""
+ROW_COLUMNS: Mapping[str, torch.dtype] = {"kind": torch.int8, "patch_row": torch.int16, "patch_column": torch.int16}
+"""What a row can be described by beside item, position and token id: its `TokenKind`, and where its patch is in the image
+(-1: it is no patch)."""

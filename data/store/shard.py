@@ -14,7 +14,15 @@ from thresher.files import sync_folder
 
 MISSING = 2**64 - 1
 """Offset and length that the index gives for a chunk that is not there."""
-STORAGE: Mapping[str, str] = {"float32": "<f4", "float16": "<f2", "bfloat16": "<u2", "int64": "<i8", "int32": "<i4"}
+STORAGE: Mapping[str, str] = {
+    "float32": "<f4",
+    "float16": "<f2",
+    "bfloat16": "<u2",
+    "int64": "<i8",
+    "int32": "<i4",
+    "int16": "<i2",
+    "int8": "|i1",
+}
 """zarr data type -> numpy type of its bytes on disk; bfloat16 travels as its bits."""
 
 

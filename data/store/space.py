@@ -132,7 +132,7 @@ class SpaceWriter:
                 replace_file(path, document)
 
     def _values(self, rows: Rows, first_item: int) -> Iterator[tuple[str, npt.NDArray[Any]]]:
-        describing = {"item": rows.item + first_item, "position": rows.position, "token_id": rows.token_id}
+        describing = {"item": rows.item + first_item, "position": rows.position, "token_id": rows.token_id, **rows.columns}
         for column in self._columns:
             hook_point = column.spec.hook_point
             tensor = describing[column.spec.path.rpartition("/")[2]] if hook_point is None else rows.activations[hook_point]

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any
 
 from thresher.data.records import Concept
-from thresher.data.store.checks import check_batch
+from thresher.data.store.checks import check_batch, check_columns
 from thresher.data.store.header import Header, check_same, plain, read_header, write_header
 from thresher.data.store.layout import MANIFEST, RUN, ZARR, Layout, check_hook_points, plan_layout
 from thresher.data.store.lock import WriterLock
@@ -77,6 +77,7 @@ class StoreWriter:
         check_batch(batch, self._header.hook_points)
         if self._sink is None:
             self._create(batch)
+        check_columns(batch, self._header.layout.columns)
         self._next += 1
         self._queue.put(batch)
 
