@@ -129,11 +129,12 @@ class Adapter(Protocol):
 
     @property
     def hook_points(self) -> tuple[str, ...]:
-        """Names of its hook points; beside them `module:<path>` names any module."""
+        """Names of its hook points in the order of the forward pass; beside them `module:<path>` names any module."""
         ...
 
     def resolve(self, patterns: Sequence[str], modalities: Sequence[Modality]) -> tuple[HookPoint, ...]:
-        """The hook points that names and globs stand for, each once, in the order given.
+        """The hook points that names and globs stand for, each once, in the order given; how names are written is told
+        in `thresher.harvest.adapters.names`.
 
         Globs speak of the towers of `modalities` only; a name outside of them is an error. Runs each tower concerned
         once. Raises ModelError: unknown name (with the nearest ones), a place that the forward pass does not reach or
@@ -149,6 +150,15 @@ class Adapter(Protocol):
         """Texts through the model's own tokenizer, padded on the right; safe to call from several threads."""
         ...
 
+    @property
+    def reads_pairs(self) -> bool:
+        """Whether its texts stand in one sequence with an image, so that they are prepared by `prepare_pairs`."""
+        ...
+
+    def prepare_pairs(self, images: Sequence[Image.Image | None], texts: Sequence[str]) -> Inputs:
+        """One sequence of an image, where there is one, and a text per item; of modality text."""
+        ...
+
     def forward(self, inputs: Inputs) -> Float[Tensor, "item *position d"]:
         """The tower's own output: joint embeddings of a two-tower model, logits of a language model."""
         ...
@@ -156,7 +166,7 @@ class Adapter(Protocol):
     def capture(self, inputs: Inputs, hook_points: Sequence[HookPoint]) -> dict[str, Float[Tensor, "item *_ _"]]:
         """Activations by name from one forward pass, detached, on the device, in the model's precision.
 
-        Leaves no hook behind, also on an error.
+        The pass ends as soon as all of them have been seen. Leaves no hook behind, also on an error.
         """
         ...
 

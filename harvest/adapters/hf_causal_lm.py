@@ -5,16 +5,16 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
-from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
 from thresher.config import config
 from thresher.errors import ConfigError, ModelError
 from thresher.harvest.adapters.base import Inputs, Precision
-from thresher.harvest.adapters.hooks import HookedModel, Tap, Tower, tap_field, tap_output
+from thresher.harvest.adapters.hooks import HookedModel, Tower
 from thresher.harvest.adapters.layouts import find_last, label_texts
 from thresher.harvest.adapters.tokens import TextEncoder
+from thresher.harvest.adapters.taps import Tap, tap_field, tap_output
 from thresher.harvest.adapters.weights import NO_HUB, fingerprint_weights, plain_log, torch_dtype
 from thresher.hub import local_copy
 
@@ -70,10 +70,6 @@ class HFCausalLM(HookedModel):
             return model(**inputs.tensors, use_cache=False).logits
 
         super().__init__(model, {"text": Tower(forward, taps, lambda: self.prepare_texts(["a b"]))}, device)
-
-    def prepare_images(self, images: Sequence[Image.Image]) -> Inputs:
-        """Raises ModelError: it reads texts only."""
-        raise ModelError("a language model has no tower for images; harvest its text hook points only")
 
     def prepare_texts(self, texts: Sequence[str]) -> Inputs:
         """Token ids [item, position] and the mask of padding, as long as the longest text; the last token is the summary."""

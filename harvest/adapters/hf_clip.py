@@ -11,9 +11,10 @@ from torch import Tensor
 from thresher.config import config
 from thresher.errors import ModelError
 from thresher.harvest.adapters.base import Inputs, Precision
-from thresher.harvest.adapters.hooks import HookedModel, Tap, Tower, tap_field, tap_output
+from thresher.harvest.adapters.hooks import HookedModel, Tower
 from thresher.harvest.adapters.layouts import label_patches, label_texts
 from thresher.harvest.adapters.tokens import TextEncoder
+from thresher.harvest.adapters.taps import Tap, tap_field, tap_output
 from thresher.harvest.adapters.weights import NO_HUB, fingerprint_weights, plain_log, to_plain, torch_dtype
 from thresher.hub import local_copy
 

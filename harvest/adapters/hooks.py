@@ -1,35 +1,30 @@
 """The part that all families share: towers with named taps, captured and replaced by forward hooks."""
 
-import difflib
-import fnmatch
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Float
+from PIL import Image
 from torch import Tensor, nn
 
 from thresher.data.records import Modality
 from thresher.errors import ModelError
 from thresher.harvest.adapters.base import Function, HookPoint, Inputs
-
-MODULE = "module:"
-"""Prefix of a hook point that names a module by its path."""
+from thresher.harvest.adapters.names import (
+    MODULE,
+    Heads,
+    find_nearest,
+    is_glob,
+    match_glob,
+    name_head,
+    parse_module,
+    split_heads,
+)
+from thresher.harvest.adapters.taps import Tap, tap_element, tap_head, tap_input, tap_output
 
 T = TypeVar("T")
-Read = Callable[[Any, Inputs], Any]
-Write = Callable[[Any, Tensor, Inputs], Any]
-
-
-class Tap(NamedTuple):
-    """Where an activation is in a model: in the output of a module."""
-
-    module: nn.Module
-    read: Read
-    """Takes the activation out of the module's output."""
-    write: Write
-    """The module's output with the activation replaced; the original is left as it was."""
 
 
 class Tower(NamedTuple):
@@ -41,25 +36,14 @@ class Tower(NamedTuple):
     """The smallest real inputs, to run the tower once."""
 
 
-def tap_output(module: nn.Module) -> Tap:
-    """The tap at a module's output, or at the first element of it when it is a tuple."""
-    return Tap(module, _read_output, _write_output)
-
-
-def tap_field(module: nn.Module, field: str) -> Tap:
-    """The tap at a named field of a module's structured output."""
-
-    def read(output: Any, inputs: Inputs) -> Any:
-        return getattr(output, field)
-
-    def write(output: Any, activation: Tensor, inputs: Inputs) -> Any:
-        return type(output)(**(dict(output) | {field: activation}))
-
-    return Tap(module, read, write)
+class _Enough(BaseException):  # noqa: N818 - no error; not an Exception, which a model's own code might catch
+    """Everything that was asked for has been seen: ends the forward pass."""
 
 
 class HookedModel:
     """A model with towers whose taps can be read and replaced; the families build on it."""
+
+    reads_pairs = False
 
     def __init__(self, model: nn.Module, towers: Mapping[Modality, Tower], device: torch.device) -> None:
         self.model = model
@@ -82,13 +66,25 @@ class HookedModel:
         """Names of its hook points, in the order of the forward pass."""
         return tuple(name for tower in self._towers.values() for name in tower.taps)
 
+    def prepare_images(self, images: Sequence[Image.Image]) -> Inputs:
+        """Raises ModelError: a family with a tower for images has its own."""
+        raise ModelError("this model has no tower for images; harvest its text hook points only")
+
+    def prepare_texts(self, texts: Sequence[str]) -> Inputs:
+        """Raises ModelError: a family with a tower for texts has its own."""
+        raise ModelError("this model has no tower for texts; harvest its image hook points only")
+
+    def prepare_pairs(self, images: Sequence[Image.Image | None], texts: Sequence[str]) -> Inputs:
+        """Raises ModelError: a family that reads images and texts in one sequence has its own."""
+        raise ModelError("this model does not read an image and a text together; prepare them apart")
+
     def resolve(self, patterns: Sequence[str], modalities: Sequence[Modality]) -> tuple[HookPoint, ...]:
         """The hook points that names and globs stand for; see `Adapter.resolve`."""
         towers: dict[Modality, Tower] = {known: tower for known, tower in self._towers.items() if known in modalities}
         names = list(dict.fromkeys(name for pattern in patterns for name in self._match(pattern, towers)))
         found: dict[str, HookPoint] = {}
         for modality, tower in towers.items():
-            wanted = [name for name in names if name in tower.taps or name.startswith(MODULE)]
+            wanted = [name for name in names if split_heads(name)[0] in tower.taps or name.startswith(MODULE)]
             for point in self._probe(modality, tower, wanted):
                 if point.name in found:
                     raise ModelError(f"hook point {point.name}: both towers run it; name a module of one tower")
@@ -112,14 +108,19 @@ class HookedModel:
             self._running = None
 
     def capture(self, inputs: Inputs, hook_points: Sequence[HookPoint]) -> dict[str, Float[Tensor, "item *_ _"]]:
-        """Activations by name from one forward pass; see `Adapter.capture`."""
+        """Activations by name from one forward pass, which ends where the last of them is; see `Adapter.capture`."""
         seen: dict[str, list[Tensor]] = {point.name: [] for point in hook_points}
         overwritten = {point.name for point in hook_points if point.is_overwritten}
+        remaining = set(seen)
 
         def record(name: str, activation: Tensor) -> None:
             seen[name].append(activation.clone() if name in overwritten else activation)
+            remaining.discard(name)
+            if not remaining:
+                raise _Enough
 
-        self._watch(inputs, seen, record)
+        with suppress(_Enough):
+            self._watch(inputs, seen, record)
         return {point.name: _check_shape(point, _only(point.name, seen[point.name]), inputs) for point in hook_points}
 
     @contextmanager
@@ -127,17 +128,18 @@ class HookedModel:
         """While the block runs, the model goes on with `function(activations)` at `hook_point`."""
         tap = self._find(hook_point)
 
-        def replace(module: nn.Module, args: Any, output: Any) -> Any:
+        def replace(payload: Any) -> Any:
             inputs = self._running
             if inputs is None:
                 raise ModelError(f"splice at {hook_point}: call the model through the adapter's own methods")
-            before = tap.read(output, inputs)
+            whole = tap.read(payload, inputs)
+            before = _fold(whole, inputs)
             after = function(before)
             if after.shape != before.shape:
                 raise ModelError(f"splice at {hook_point}: the function made {list(after.shape)} of {list(before.shape)}")
-            return tap.write(output, after.to(before), inputs)
+            return tap.write(payload, after.to(before).reshape(whole.shape), inputs)
 
-        handle = tap.module.register_forward_hook(replace)
+        handle = tap.attach(replace)
         try:
             yield
         finally:
@@ -146,22 +148,18 @@ class HookedModel:
     def _watch(self, inputs: Inputs, names: Iterable[str], record: Callable[[str, Tensor], None]) -> None:
         """Run one forward pass and give `record` every activation that passes the named places."""
 
-        def observe(name: str, tap: Tap) -> Callable[..., None]:
-            def hook(module: nn.Module, args: Any, output: Any) -> None:
-                activation = tap.read(output, inputs)
-                if not isinstance(activation, Tensor):
-                    raise ModelError(f"hook point {name}: the module gives {type(activation).__name__}, not a tensor")
-                record(name, activation.detach())
+        def observe(name: str, tap: Tap) -> Callable[[Any], None]:
+            def hook(payload: Any) -> None:
+                activation = _read(name, tap, payload, inputs)
+                record(name, _fold(activation.detach(), inputs))
 
             return hook
 
         taps = {name: self._find(name) for name in names}
-        handles = [tap.module.register_forward_hook(observe(name, tap)) for name, tap in taps.items()]
-        try:
+        with ExitStack() as hooks:
+            for name, tap in taps.items():
+                hooks.callback(tap.attach(observe(name, tap)).remove)
             self.forward(inputs)
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def _probe(self, modality: Modality, tower: Tower, names: Sequence[str]) -> Iterable[HookPoint]:
         """The hook points among `names` that this tower's forward pass reaches."""
@@ -187,39 +185,81 @@ class HookedModel:
             yield point
 
     def _find(self, name: str) -> Tap:
+        """The tap that one name, not a glob, stands for."""
+        base, heads = split_heads(name)
+        tap = self._find_whole(name, base)
+        if heads is None:
+            return tap
+        if heads.n_heads is None or heads.index is None:
+            raise ModelError(f"hook point {name}: stands for several parts; name one, such as {name_head(base, 0, 12)}")
+        return tap_head(tap, heads.index, heads.n_heads)
+
+    def _find_whole(self, name: str, base: str) -> Tap:
         for tower in self._towers.values():
-            if name in tower.taps:
-                return tower.taps[name]
-        if name.startswith(MODULE):
-            modules = dict(self.model.named_modules())
-            path = name.removeprefix(MODULE)
-            if path in modules:
-                return tap_output(modules[path])
-            raise ModelError(f"hook point {name}: the model has no module {path!r}; {_nearest(path, modules)}")
-        raise ModelError(f"hook point {name}: this model has no such place; {_nearest(name, self.hook_points)}")
+            if base in tower.taps:
+                return tower.taps[base]
+        if not base.startswith(MODULE):
+            raise ModelError(f"hook point {name}: this model has no such place; {find_nearest(base, self.hook_points)}")
+        place, modules = parse_module(base), dict(self.model.named_modules())
+        if place.path not in modules:
+            raise ModelError(
+                f"hook point {name}: the model has no module {place.path!r}; {find_nearest(place.path, filter(None, modules))}"
+            )
+        if place.elements:
+            return tap_element(modules[place.path], place.side, place.elements)
+        return tap_input(modules[place.path]) if place.side == "in" else tap_output(modules[place.path])
 
     def _match(self, pattern: str, towers: Mapping[Modality, Tower]) -> list[str]:
         """The names that one pattern stands for."""
+        base, heads = split_heads(pattern)
+        return [name for found in self._match_whole(pattern, base, towers) for name in self._split(pattern, found, heads)]
+
+    def _match_whole(self, pattern: str, base: str, towers: Mapping[Modality, Tower]) -> list[str]:
         known = [name for tower in towers.values() for name in tower.taps]
-        if not any(sign in pattern for sign in "*?["):
-            self._find(pattern)
-            if pattern in self.hook_points and pattern not in known:
-                raise ModelError(f"hook point {pattern}: the source has nothing for this tower; it has {', '.join(towers)}")
-            return [pattern]
-        if pattern.startswith(MODULE):
+        side = ""
+        if base.startswith(MODULE):
+            parse_module(base)
+            base, at, rest = base.partition("@")
+            side = at + rest
             known = [MODULE + path for path, _ in self.model.named_modules() if path]
-        matches = [name for name in known if fnmatch.fnmatchcase(name, pattern)]
+        if not is_glob(base):
+            self._find_whole(pattern, base + side)
+            if base in self.hook_points and base not in known:
+                raise ModelError(f"hook point {pattern}: the source has nothing for this tower; it has {', '.join(towers)}")
+            return [base + side]
+        matches = match_glob(base, known)
         if not matches:
-            raise ModelError(f"hook point {pattern}: nothing matches; {_nearest(pattern, known)}")
-        return matches
+            raise ModelError(f"hook point {pattern}: nothing matches; {find_nearest(base, known)}")
+        return [name + side for name in matches]
+
+    def _split(self, pattern: str, base: str, heads: Heads | None) -> list[str]:
+        """The names of the parts of one hook point that a pattern asks for."""
+        if heads is None:
+            return [base]
+        n_heads = heads.n_heads or self._find(base).n_heads
+        if n_heads is None:
+            raise ModelError(f"hook point {pattern}: how many heads {base} has is not known; write /heads=12 with their number")
+        indices = range(n_heads) if heads.index is None else [heads.index]
+        return [name_head(base, index, n_heads) for index in indices]
 
 
-def _read_output(output: Any, inputs: Inputs) -> Any:
-    return output[0] if isinstance(output, tuple) else output
+def _read(name: str, tap: Tap, payload: Any, inputs: Inputs) -> Tensor:
+    """The activation at a tap. Raises ModelError that names the hook point when there is none."""
+    try:
+        activation = tap.read(payload, inputs)
+    except ModelError as error:
+        raise ModelError(f"hook point {name}: {error}") from error
+    if not isinstance(activation, Tensor):
+        raise ModelError(f"hook point {name}: the module gives {type(activation).__name__}, not a tensor; name an element of it")
+    return activation
 
 
-def _write_output(output: Any, activation: Tensor, inputs: Inputs) -> Any:
-    return (activation, *output[1:]) if isinstance(output, tuple) else activation
+def _fold(activation: Tensor, inputs: Inputs) -> Tensor:
+    """[item, position, d] of what a module sees as [item * position, d]; anything else as it is."""
+    n_items, n_positions = inputs.layout.valid.shape
+    if activation.ndim == 2 and n_positions > 1 and len(activation) == n_items * n_positions:
+        return activation.view(n_items, n_positions, -1)
+    return activation
 
 
 def _only(name: str, seen: Sequence[T]) -> T:
@@ -233,14 +273,11 @@ def _only(name: str, seen: Sequence[T]) -> T:
 def _check_shape(point: HookPoint, activation: Tensor, inputs: Inputs) -> Tensor:
     n_items, n_positions = inputs.layout.valid.shape
     expected = (n_items, n_positions, point.width) if point.level == "tokens" else (n_items, point.width)
-    if activation.shape != expected:
-        raise ModelError(f"hook point {point.name}: gives {list(activation.shape)}; expected {list(expected)}")
-    return activation
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    names = list(known)
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.3)
-    if near:
-        return f"nearest: {', '.join(near)}"
-    return f"known: {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}"
+    if activation.shape == expected:
+        return activation
+    if activation.shape[:-1] == expected[:-1]:
+        raise ModelError(
+            f"hook point {point.name}: its width is {activation.shape[-1]} in this batch, {point.width} in the first; a store "
+            "holds one width per hook point: name another module"
+        )
+    raise ModelError(f"hook point {point.name}: gives {list(activation.shape)}; expected {list(expected)}")

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from thresher.harvest.adapters.base import Inputs, Layout, TokenKind
-from thresher.harvest.adapters.hooks import Tap, tap_output
+from thresher.harvest.adapters.taps import Tap, tap_output
 
 
 class TextEncoder(nn.Module):

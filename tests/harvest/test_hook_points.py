@@ -12,7 +12,8 @@ from transformers import AutoTokenizer
 from thresher.errors import ConfigError, ModelError
 from thresher.harvest.adapters import Adapter, HFClipModel, OpenClipModel, open_adapter
 from thresher.harvest.adapters.base import Inputs, Layout, TokenKind
-from thresher.harvest.adapters.hooks import HookedModel, Tower, tap_output
+from thresher.harvest.adapters.hooks import HookedModel, Tower
+from thresher.harvest.adapters.taps import tap_output
 from thresher.harvest.rows import select_tokens
 
 CPU = torch.device("cpu")

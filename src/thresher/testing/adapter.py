@@ -78,7 +78,7 @@ class AdapterSuite:
     def test_no_hook_stays_behind(self, adapter: Adapter) -> None:
         model = self.find_model(adapter)
         before = count_hooks(model)
-        points = adapter.resolve(["*"], adapter.modalities)
+        points = adapter.resolve(["**"], adapter.modalities)
         for modality in adapter.modalities:
             inputs = make_inputs(adapter, modality)
             mine = [point for point in points if point.modality == modality]
@@ -161,7 +161,7 @@ class AdapterSuite:
             adapter.resolve([known + "x"], adapter.modalities)
 
     def test_globs_give_each_hook_point_once_in_order(self, adapter: Adapter) -> None:
-        points = adapter.resolve(["*", adapter.hook_points[0]], adapter.modalities)
+        points = adapter.resolve(["**", adapter.hook_points[0]], adapter.modalities)
         assert tuple(point.name for point in points) == adapter.hook_points
 
     def test_identity_is_plain_and_stable(self, adapter: Adapter) -> None:
@@ -183,7 +183,7 @@ def make_inputs(adapter: Adapter, modality: Modality, n: int = 3) -> Inputs:
 
 def resolve_tower(adapter: Adapter, modality: Modality) -> tuple[HookPoint, ...]:
     """All named hook points of one tower."""
-    return adapter.resolve(["*"], [modality])
+    return adapter.resolve(["**"], [modality])
 
 
 def capture(adapter: Adapter, inputs: Inputs, points: "tuple[HookPoint, ...] | list[HookPoint]") -> dict[str, Tensor]:
