@@ -25,7 +25,7 @@ class Concept(NamedTuple):
 
 
 class Unreadable(NamedTuple):
-    """Stands where an image could not be decoded."""
+    """Stands where an image is missing or could not be decoded."""
 
     reason: str
     """What went wrong, with the file's name."""
@@ -38,6 +38,8 @@ class Text:
     text: str
     concepts: tuple[int, ...] = ()
     """Indices into the source's concepts that this text states; empty when unknown."""
+    unreadable: str | None = None
+    """Why its bytes are no text; `text` is then what can be shown of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,29 @@ class Record:
     """Indices into the source's concepts that the image shows; empty when unknown."""
     texts: tuple[Text, ...] = field(default=())
     """Captions or documents; empty in a source of images."""
+
+
+@runtime_checkable
+class Encoded(Protocol):
+    """An image that is not decoded yet: small, and picklable, so that another process can do it."""
+
+    def decode(self) -> Image.Image | Unreadable:
+        """The RGB image, or why there is none."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedRecord:
+    """A record whose image is not decoded yet."""
+
+    key: str
+    image: Encoded | None = None
+    image_concepts: tuple[int, ...] = ()
+    texts: tuple[Text, ...] = ()
+
+    def decode(self) -> Record:
+        """The record itself."""
+        return Record(self.key, self.image.decode() if self.image else None, self.image_concepts, self.texts)
 
 
 @runtime_checkable
@@ -79,4 +104,13 @@ class Source(Protocol):
 
     def records(self, start: int = 0, stop: int | None = None) -> Iterator[Record]:
         """Records `start` to `stop` (exclusive; the end when None), in order."""
+        ...
+
+
+@runtime_checkable
+class EncodedSource(Source, Protocol):
+    """A source that also gives its images undecoded, so that several processes can decode them."""
+
+    def read(self, start: int = 0, stop: int | None = None) -> Iterator[EncodedRecord]:
+        """Like `records`, which is `decode()` of each of these."""
         ...

@@ -2,14 +2,39 @@
 
 import io
 from pathlib import Path
+from typing import NamedTuple
 
-from PIL import Image, ImageColor
+from PIL import Image, ImageColor, UnidentifiedImageError
 
 from thresher.data.records import Unreadable
 from thresher.errors import ConfigError
 
 DECODE_ERRORS = (OSError, ValueError, SyntaxError, EOFError, MemoryError, Image.DecompressionBombError)
 """What Pillow raises on files that are missing, truncated, no image or not credible."""
+
+
+class EncodedImage(NamedTuple):
+    """An image in a file or in the bytes of one."""
+
+    content: Path | bytes
+    name: str
+    """What it is called when it cannot be decoded."""
+    background: str
+    """Colour behind transparent parts."""
+
+    def decode(self) -> Image.Image | Unreadable:
+        """The RGB image."""
+        return decode_image(self.content, self.name, self.background)
+
+
+class DecodedImage(NamedTuple):
+    """An image that needs no decoding any more, or of which it is known that there is none."""
+
+    image: Image.Image | Unreadable
+
+    def decode(self) -> Image.Image | Unreadable:
+        """The image as it is."""
+        return self.image
 
 
 def decode_image(content: Path | bytes, name: str, background: str) -> Image.Image | Unreadable:
@@ -19,8 +44,16 @@ def decode_image(content: Path | bytes, name: str, background: str) -> Image.Ima
             image.load()
             return flatten_image(image, background)
     except DECODE_ERRORS as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        return Unreadable(f"{name}: {reason}")
+        return Unreadable(f"{name}: {_explain(error)}")
+
+
+def _explain(error: Exception) -> str:
+    """Pillow's reason; the same wherever the file lies, since it becomes part of a store."""
+    if isinstance(error, UnidentifiedImageError):
+        return "no image, or of a format that Pillow does not know"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error) or type(error).__name__
 
 
 def flatten_image(image: Image.Image, background: str) -> Image.Image:

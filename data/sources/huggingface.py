@@ -12,7 +12,7 @@ from pyarrow import ArrowException
 from thresher.config import config
 from thresher.data.records import Concept, Modality, Record, Text
 from thresher.data.sources.decoding import check_colour, decode_image
-from thresher.data.sources.image_captions import split_cell
+from thresher.data.sources.captions import split_cell
 from thresher.errors import ConfigError, SourceError
 from thresher.hub import local_copy
 from thresher.runs import fingerprint

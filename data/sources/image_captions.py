@@ -1,18 +1,18 @@
-"""Images in a folder with a table of captions."""
+"""Images in a folder, with a table of captions or without."""
 
-import csv
-import json
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import Literal, NamedTuple
 
-import pyarrow.parquet as pq
-from pyarrow import ArrowException
+from PIL import Image
 
 from thresher.config import config
-from thresher.data.records import Concept, Modality, Record, Text
-from thresher.data.sources.decoding import check_colour, decode_image
+from thresher.data.records import Concept, EncodedRecord, Modality, Record, Text
+from thresher.data.sources.captions import EmptyCaptions, EncodingErrors, check_separator, make_name, make_text, split_cell
+from thresher.data.sources.decoding import EncodedImage, check_colour
+from thresher.data.sources.tables import TableRow, read_table
 from thresher.errors import ConfigError, SourceError
 from thresher.runs import fingerprint
 
@@ -25,14 +25,19 @@ class ImageCaptions:
     """Which source this is."""
     folder: Path
     """Where the images are."""
-    table: Path
-    """The table (.csv, .tsv, .jsonl or .parquet); a relative path counts from `folder`."""
+    table: Path | None = None
+    """The table (.csv, .tsv, .jsonl or .parquet); a relative path counts from `folder`. Without one, the records are the
+    images in the folder and the folders in it, in the order of their paths, without captions."""
     image_column: str = "image"
     """Column with the image's path, relative to `folder`; rows with the same image are one record."""
     caption_columns: tuple[str, ...] = ("caption",)
-    """Columns with captions; a cell may hold a list. Empty cells give no caption."""
+    """Columns with captions; a cell may hold a list."""
     separator: str | None = None
     """Cuts a caption cell into several captions, for instance ; or |."""
+    empty_captions: EmptyCaptions = "drop"
+    """An empty cell (or part of one) gives no caption, or with `keep` an empty one: an item of special tokens only."""
+    encoding_errors: EncodingErrors = "unreadable"
+    """A caption that is not UTF-8: an item without rows whose status names the line, or U+FFFD for the bad bytes."""
     key_column: str | None = None
     """Column with the record's unique key; the image's path when not given."""
     where: dict[str, str] = field(default_factory=dict[str, str])
@@ -42,29 +47,32 @@ class ImageCaptions:
 
     def __post_init__(self) -> None:
         check_colour(self.background)
-        if self.separator == "":
-            raise ConfigError("separator='': give a character, or leave it out")
+        check_separator(self.separator)
+        if self.table is None and (self.where or self.key_column):
+            raise ConfigError("where, key_column: these are columns of a table; name the table")
 
 
 class _Entry(NamedTuple):
     key: str
     image: str
-    captions: tuple[str, ...]
+    captions: tuple[Text, ...]
 
 
 class ImageCaptionsSource:
-    """Records in the order of the table."""
+    """Records in the order of the table, or of the images' paths."""
 
     def __init__(self, settings: ImageCaptions) -> None:
         self._settings = settings
+        if settings.table is None:
+            self._entries = _list_images(settings.folder)
+            return
         table = settings.folder / settings.table
-        rows = read_table(table)
-        self._entries = _group(settings, table, _filter(settings, table, rows))
+        self._entries = _group(settings, table, _filter(settings, table, read_table(table)))
 
     @property
     def modalities(self) -> tuple[Modality, ...]:
         """Images, and texts when there are caption columns."""
-        return ("image", "text") if self._settings.caption_columns else ("image",)
+        return ("image", "text") if self._settings.table and self._settings.caption_columns else ("image",)
 
     @property
     def concepts(self) -> tuple[Concept, ...]:
@@ -75,76 +83,64 @@ class ImageCaptionsSource:
     def fingerprint(self) -> str:
         """Hex digest of keys, captions, the background and the images' paths and sizes."""
         sizes = [_size_of(self._settings.folder / entry.image) for entry in self._entries]
-        return fingerprint({"background": self._settings.background, "entries": self._entries, "sizes": sizes})
+        entries = [(entry.key, make_name(entry.image), [_describe(text) for text in entry.captions]) for entry in self._entries]
+        return fingerprint({"background": self._settings.background, "entries": entries, "sizes": sizes})
 
     def __len__(self) -> int:
         """Number of records."""
         return len(self._entries)
 
+    def read(self, start: int = 0, stop: int | None = None) -> Iterator[EncodedRecord]:
+        """Records `start` to `stop`; missing and broken images turn out to be `Unreadable` when they are decoded."""
+        for entry in self._entries[start:stop]:
+            path = self._settings.folder / entry.image
+            image = EncodedImage(path, make_name(entry.image), self._settings.background)
+            yield EncodedRecord(entry.key, image, texts=entry.captions)
+
     def records(self, start: int = 0, stop: int | None = None) -> Iterator[Record]:
         """Records `start` to `stop`, decoded as they are asked for; missing and broken images are `Unreadable`."""
-        for entry in self._entries[start:stop]:
-            image = decode_image(self._settings.folder / entry.image, entry.image, self._settings.background)
-            yield Record(entry.key, image, texts=tuple(Text(caption) for caption in entry.captions))
+        return (record.decode() for record in self.read(start, stop))
 
 
-def read_table(path: Path) -> list[dict[str, Any]]:
-    """The rows of a CSV, TSV, JSONL or Parquet file. Raises SourceError naming the file and, for JSONL, the line."""
-    try:
-        match path.suffix.lower():
-            case ".csv" | ".tsv" as suffix:
-                with path.open(encoding="utf-8-sig", newline="") as file:
-                    return list(csv.DictReader(file, delimiter="," if suffix == ".csv" else "\t", strict=True))
-            case ".jsonl":
-                lines = path.read_bytes().splitlines()
-                return [_parse_line(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
-            case ".parquet":
-                return cast(list[dict[str, Any]], pq.read_table(path).to_pylist())
-            case _:
-                raise SourceError(f"{path}: expected a table ending in .csv, .tsv, .jsonl or .parquet")
-    except (OSError, csv.Error, UnicodeDecodeError, ArrowException) as error:
-        raise SourceError(f"{path}: cannot read the table: {error}") from error
+def _list_images(folder: Path) -> list[_Entry]:
+    """The files below a folder that have a suffix of an image, by path."""
+    suffixes = Image.registered_extensions()
+    found = [Path(top) / name for top, _, names in os.walk(folder) for name in names if Path(name).suffix.lower() in suffixes]
+    if not found:
+        raise SourceError(f"{folder}: no images in it (by their suffix); the source is empty")
+    names = sorted(path.relative_to(folder).as_posix() for path in found)
+    return [_Entry(make_name(name), name, ()) for name in names]
 
 
-def _parse_line(path: Path, number: int, line: bytes) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise SourceError(f"{path}:{number}: not a line of JSON: {error}") from error
-    if not isinstance(row, dict):
-        raise SourceError(f"{path}:{number}: expected an object, found {type(row).__name__}")
-    return cast(dict[str, Any], row)
-
-
-def _filter(settings: ImageCaptions, table: Path, rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+def _filter(settings: ImageCaptions, table: Path, rows: Sequence[TableRow]) -> list[TableRow]:
     """The rows that `where` keeps. Raises SourceError: a column that is not there, nothing left."""
-    columns = dict.fromkeys(name for row in rows[:1000] for name in row)
+    columns = dict.fromkeys(name for row in rows[:1000] for name in row.cells)
     needed = [settings.image_column, *settings.caption_columns, *settings.where]
     needed += [settings.key_column] if settings.key_column else []
     missing = [name for name in needed if name not in columns]
     if rows and missing:
-        raise SourceError(f"{table}: no column {missing[0]!r}; it has {', '.join(columns)}")
-    kept = [row for row in rows if all(str(row.get(name)) == value for name, value in settings.where.items())]
+        raise SourceError(f"{table}: no column {missing[0]!r}; it has {', '.join(map(str, columns))}")
+    kept = [row for row in rows if all(str(row.cells.get(name)) == value for name, value in settings.where.items())]
     if not kept:
         filters = f" with {', '.join(f'{name}={value}' for name, value in settings.where.items())}" if settings.where else ""
         raise SourceError(f"{table}: no rows{filters}; the source is empty")
     return kept
 
 
-def _group(settings: ImageCaptions, table: Path, rows: Sequence[Mapping[str, Any]]) -> list[_Entry]:
+def _group(settings: ImageCaptions, table: Path, rows: Sequence[TableRow]) -> list[_Entry]:
     """One entry per image, in the order of first appearance."""
     entries: dict[str, _Entry] = {}
     keys: dict[str, str] = {}
     for row in rows:
-        image = row[settings.image_column]
+        image = row.cells.get(settings.image_column)
         if not isinstance(image, str) or not image:
-            raise SourceError(f"{table}: column {settings.image_column!r} holds {image!r}; expected the path of an image")
-        cells = [row.get(name) for name in settings.caption_columns]
-        captions = tuple(caption for cell in cells for caption in split_cell(cell, settings.separator))
+            column = settings.image_column
+            raise SourceError(f"{table}: {row.place}: column {column!r} holds {image!r}; expected the path of an image")
+        captions = tuple(_read_captions(settings, row))
         if image in entries:
             entries[image] = entries[image]._replace(captions=entries[image].captions + captions)
             continue
-        key = str(row[settings.key_column]) if settings.key_column else image
+        key = make_name(str(row.cells.get(settings.key_column)) if settings.key_column else image)
         if key in keys:
             raise SourceError(f"{table}: key {key!r} stands for both {keys[key]} and {image}; keys must be unique")
         keys[key] = image
@@ -152,14 +148,14 @@ def _group(settings: ImageCaptions, table: Path, rows: Sequence[Mapping[str, Any
     return list(entries.values())
 
 
-def split_cell(cell: Any, separator: str | None) -> Iterator[str]:
-    """The captions in one cell: a string, a list of strings, or nothing; blanks are left out."""
-    texts = cell if isinstance(cell, list) else [cell]
-    for text in cast(list[Any], texts):
-        if text is None:
-            continue
-        parts = str(text).split(separator) if separator else [str(text)]
-        yield from (part.strip() for part in parts if part.strip())
+def _read_captions(settings: ImageCaptions, row: TableRow) -> Iterator[Text]:
+    for name in settings.caption_columns:
+        for caption in split_cell(row.cells.get(name), settings.separator, settings.empty_captions):
+            yield make_text(caption, f"{row.place}, {name}", settings.encoding_errors)
+
+
+def _describe(text: Text) -> str | list[str]:
+    return text.text if text.unreadable is None else [text.text, text.unreadable]
 
 
 def _size_of(path: Path) -> int:
