@@ -35,5 +35,5 @@ $(VENV)/.installed: pyproject.toml | $(BIN)/python
 
 $(VENV)/.installed-dev: pyproject.toml | $(BIN)/python
 	@echo "installing thresher, what it needs and the test tools (PyTorch among it: about 6 GB, a few minutes)"
-	@$(BIN)/python -m pip install --disable-pip-version-check --editable '.[dev]'
+	@$(BIN)/python -m pip install --disable-pip-version-check --editable '.[dev,interop]'
 	@touch $@ $(VENV)/.installed

@@ -1,0 +1,132 @@
+"""Matching pursuit beside other libraries' and beside TopK: training step, encoding, memory, and whether it is exact.
+
+    python benchmarks/pursuit.py [--sizes 512,4096,16,1024 ...] [--threads 1] [--repeats 9] [--no-peers]
+    python benchmarks/pursuit.py --rows activations.npy --sizes 512,2048,16,1000
+
+Every contender has the same rows and the same start dictionary, and all are timed in alternation in one process. CPU time
+is process time, the median over rounds; the first round warms up and is dropped where there are others. The limit is what
+the contender's own operations take at this machine's measured rates (see costs.py). Needs the extra `interop` for peers.
+"""
+
+import argparse
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from contenders import METHODS, OURS_TOPK, Contender, choose_on_cpu, list_methods, list_our_encoders, list_our_steps, list_peers
+from rows import Shape, load_rows, plant_rows, train_dictionary
+from timing import Limits, Taken, alternate, describe_machine, make_limit_works, measure_peak
+from torch import Tensor
+
+from thresher.testing.pursuit import audit_pursuit
+from thresher.train.kernels import Method, pursue
+
+SIZES = ("512,4096,16,1024", "768,16384,32,2048", "1024,32768,64,1024")
+HELD_PER_PARAMETER = 16
+"""Bytes that a training holds between steps: parameter, gradient, two averages of Adam."""
+PURE_TORCH = ("ours mp, residual", "ours mp, gram")
+
+
+def compare(contenders: list[Contender], shape: Shape, *, repeats: int, seconds: float, title: str) -> dict[str, float]:
+    """Time, print a table, and give CPU milliseconds at the shape's batch by name."""
+    limit_works = make_limit_works(shape.batch, shape.d_in, shape.d_sae)
+    works = {contender.name: contender.make() for contender in contenders}
+    taken = alternate(works | {name: work for name, (work, _) in limit_works.items()}, repeats, seconds_each=seconds)
+    limits = Limits(**{name: amount / taken[name].median for name, (_, amount) in limit_works.items()})
+    peaks = {name: measure_peak(work) for name, work in works.items()}
+    rates = f"{limits.fp32 / 1e6:.0f} Gflop/s fp32, {limits.bf16 / 1e6:.0f} bf16, reads {limits.memory / 1e6:.1f} GB/s"
+    print(f"\n### {title}: {shape} ({rates})\n")
+    print("| | CPU ms | +- | wall ms | rounds | of our topk | limit ms | of limit | peak MB | held MB |")
+    print("|---|---|---|---|---|---|---|---|---|---|")
+    scaled = {c.name: taken[c.name].median * shape.batch / c.batch for c in contenders}
+    for contender in contenders:
+        cells = describe(contender, taken[contender.name], shape, scaled[OURS_TOPK], limits)
+        held = contender.n_parameters * HELD_PER_PARAMETER / 1e6 if title == "Training step" else contender.n_parameters * 4e-6
+        print(f"| {cells} | {peaks[contender.name]:.0f} | {held:.0f} |")
+    return scaled
+
+
+def describe(contender: Contender, taken: Taken, shape: Shape, topk: float, limits: Limits) -> str:
+    """The cells of a contender's times. Times of a smaller batch are scaled to the shape's and say so."""
+    scale = shape.batch / contender.batch
+    name = contender.name if scale == 1 else f"{contender.name} (from batch {contender.batch})"
+    median, wall = taken.median * scale, sorted(taken.wall)[len(taken.wall) // 2] * scale
+    limit = contender.cost.limit(limits) if contender.cost is not None else None
+    floor = "| " if limit is None else f"{limit:.1f} | {limit / median:.0%}"
+    ratio = f"{median / topk:.2f}"
+    return f"{name} | {median:.1f} | {taken.spread:.0%} | {wall:.1f} | {len(taken.cpu)} | {ratio} | {floor}"
+
+
+def summarise(steps: dict[str, float], encodes: dict[str, float]) -> None:
+    """Ratios of CPU time."""
+    pure = min(value for name, value in steps.items() if name in PURE_TORCH)
+    mp = min(value for name, value in steps.items() if name.startswith("ours mp"))
+    topk = min(value for name, value in steps.items() if name.startswith("ours topk"))
+    print("\n| training step | our pure torch | our best |\n|---|---|---|")
+    for name, value in steps.items():
+        if not name.startswith("ours"):
+            print(f"| {name} costs | {value / pure:.1f}x | {value / mp:.1f}x |")
+    print(f"| of our best topk | {pure / topk:.2f} | {mp / topk:.2f} |")
+    mp = min(value for name, value in encodes.items() if name.startswith("ours mp"))
+    topk = min(value for name, value in encodes.items() if name.startswith("ours topk"))
+    print(f"\nEncoding: our best mp costs {mp / topk:.2f} of our best topk.")
+
+
+def audit(x: Tensor, dictionary: Tensor, k: int, methods: Iterable[Method]) -> None:
+    """Print the worst gap along each method's own path, and how often its support is the float64 reference's."""
+    exact, _ = pursue(x.double(), dictionary.double(), k, method="residual", check=False)
+    print(f"\n| {len(x)} rows | worst gap / residual norm | same sequence | same set |\n|---|---|---|---|")
+    for method in methods:
+        codes, residual = pursue(x, dictionary, k, method=method, check=False)
+        found = audit_pursuit(x, dictionary, codes, residual)
+        sequence = (codes.indices == exact.indices).all(1).float().mean()
+        support = (codes.indices.sort(1).values == exact.indices.sort(1).values).all(1).float().mean()
+        print(f"| {method} | {found.gap:.1e} | {sequence:.4f} | {support:.4f} |")
+
+
+def run(shape: Shape, x: Tensor, dictionary: Tensor, arguments: argparse.Namespace) -> None:
+    """All tables of one size."""
+    methods, missing = list_methods(arguments.methods)
+    for reason in missing:
+        print(f"left out: {reason}")
+    print(f'method="auto" takes {choose_on_cpu(shape)} here')
+    options = {"gigabytes": arguments.gigabytes, "seconds": arguments.seconds}
+    found = list(list_peers(shape, dictionary, x, **options)) if arguments.peers else []
+    options = {"repeats": arguments.repeats, "seconds": arguments.seconds}
+    steps = [*(step for step, _ in found), *list_our_steps(shape, dictionary, x, methods)]
+    step_times = compare(steps, shape, title="Training step", **options)
+    encoders = [*(encoder for _, encoder in found), *list_our_encoders(shape, dictionary, x, methods)]
+    encode_times = compare(encoders, shape, title="Encode at a fixed dictionary", **options)
+    summarise(step_times, encode_times)
+    audit(x[: arguments.audited], dictionary, shape.k, methods)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", nargs="*", default=SIZES, help="d_in,d_sae,k,batch")
+    parser.add_argument("--methods", nargs="*", default=METHODS, choices=METHODS, help="of our pursuit")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=9, help="rounds that count")
+    parser.add_argument("--seconds", type=float, default=60, help="CPU seconds after which a contender leaves the rounds")
+    parser.add_argument("--gigabytes", type=float, default=8, help="memory that a step of a peer may take")
+    parser.add_argument("--audited", type=int, default=256, help="rows compared with the float64 reference")
+    parser.add_argument("--peers", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--rows", type=Path, help=".npy of activations; the dictionary is then trained on them")
+    parser.add_argument("--iterations", type=int, default=300, help="of that training")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(0)
+    print(describe_machine())
+    for text in arguments.sizes:
+        shape = Shape(*(int(part) for part in text.split(",")))
+        if arguments.rows is None:
+            x, dictionary = plant_rows(shape)
+        else:
+            x = load_rows(arguments.rows)[: shape.batch]
+            dictionary = train_dictionary(x, shape, arguments.iterations)
+        run(shape, x, dictionary, arguments)
+
+
+if __name__ == "__main__":
+    main()
