@@ -16,6 +16,7 @@ from thresher.errors import ConfigError, ModelError
 from thresher.harvest.adapters.base import Inputs, Precision
 from thresher.harvest.adapters.hooks import HookedModel, Tower
 from thresher.harvest.adapters.layouts import label_patches, label_texts
+from thresher.harvest.adapters.open_clip_attention import split_attention
 from thresher.harvest.adapters.open_clip_towers import (
     TextEncoder,
     append_class_token,
@@ -69,6 +70,7 @@ class OpenClip(HookedModel):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
             model, transform, tokenizer = _load(source, weights)
+        split_attention(model)
         self.identity: Mapping[str, Any] = {
             "kind": settings.kind,
             "name": settings.name,

@@ -8,7 +8,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from thresher.harvest.adapters.base import Inputs, Layout, TokenKind
-from thresher.harvest.adapters.taps import Tap, tap_output
+from thresher.harvest.adapters.sublayers import tap_blocks
+from thresher.harvest.adapters.taps import Tap, tap_input, tap_output, tap_position
 
 
 class TextEncoder(nn.Module):
@@ -26,34 +27,49 @@ class TextEncoder(nn.Module):
 
 def build_vision_taps(visual: Any) -> dict[str, Tap]:
     """The named places of a vision tower in the order of its forward pass."""
-    taps = {f"vision.{i}": _tap_block(block, visual) for i, block in enumerate(vision_blocks(visual))}
-    pooled = _tap_vision_pooled(visual)
-    if pooled is not None:
-        taps["vision.pooled"] = pooled
-    return taps | {"vision.embed": tap_output(visual)}
+    return (
+        _tap_start(visual)
+        | _tap_blocks("vision", vision_blocks(visual), visual)
+        | _tap_vision_end(visual)
+        | {"vision.embed": tap_output(visual)}
+    )
 
 
 def build_text_taps(text: Any, encoder: TextEncoder) -> dict[str, Tap]:
     """The named places of a text tower in the order of its forward pass."""
     blocks = text_blocks(text)
-    taps = {f"text.{i}": _tap_block(block, text) for i, block in enumerate(blocks)}
+    taps = {"text.start": _tap_blocks("text", blocks, text)["text.0.in"]} if blocks else {}
+    taps |= _tap_blocks("text", blocks, text)
+    if blocks and not has_class_token(text):
+        taps["text.final"] = tap_output(text.ln_final)
     if blocks and _pool_type(text) != "none":
         taps["text.pooled"] = _tap_text_pooled(text)
     return taps | {"text.embed": tap_output(encoder)}
 
 
-def _tap_block(block: nn.Module, tower: Any) -> Tap:
-    """The output of a residual block as [item, position, d]; some towers hold it as [position, item, d]."""
-    if getattr(getattr(tower, "transformer", None), "batch_first", True):
-        return tap_output(block)
+def _tap_start(visual: Any) -> dict[str, Tap]:
+    """Patch embeddings with positions, before the norm that may stand in front of the first block."""
+    before: Any = getattr(getattr(visual, "trunk", visual), "norm_pre", getattr(visual, "ln_pre", None))
+    return {"vision.start": tap_input(before)} if before is not None and vision_blocks(visual) else {}
 
+
+def _tap_blocks(name: str, blocks: list[nn.Module], tower: Any) -> dict[str, Tap]:
+    """The places of residual blocks as [item, position, d]; some towers hold the stream as [position, item, d]."""
+    taps = tap_blocks(name, blocks)
+    if getattr(getattr(tower, "transformer", None), "batch_first", True):
+        return taps
+    # What the projections of attention see is made by ours, batch first.
+    return {name: tap if name.endswith((".z", ".attn")) else _transpose(tap) for name, tap in taps.items()}
+
+
+def _transpose(tap: Tap) -> Tap:
     def read(output: Any, inputs: Inputs) -> Tensor:
-        return output.transpose(0, 1)
+        return tap.read(output, inputs).transpose(0, 1)
 
     def write(output: Any, activation: Tensor, inputs: Inputs) -> Any:
-        return activation.transpose(0, 1)
+        return tap.write(output, activation.transpose(0, 1), inputs)
 
-    return Tap(block, read, write)
+    return tap._replace(read=read, write=write)
 
 
 def vision_blocks(visual: Any) -> list[nn.Module]:
@@ -96,38 +112,38 @@ def describe_patches(visual: Any) -> tuple[tuple[int, int], int, int]:
     return (int(visual.grid_size[0]), int(visual.grid_size[1])), 1, 0
 
 
-def _tap_vision_pooled(visual: Any) -> Tap | None:
-    """The tap before the projection, by the pooling rule of `VisionTransformer._pool`; None where there is no such place."""
+def _tap_vision_end(visual: Any) -> dict[str, Tap]:
+    """The places between the last block and the projection, by the pooling rule of `VisionTransformer._pool`."""
     if hasattr(visual, "trunk"):
-        return None if hasattr(visual.head, "pool") else tap_output(visual.trunk)
-    if not hasattr(visual, "ln_post"):
-        return None
-    if visual.pool_type == "none":
-        return None
+        norm: Any = getattr(visual.trunk, "norm", None)
+        is_norm = vision_blocks(visual) and norm is not None and not isinstance(norm, nn.Identity)
+        final = {"vision.final": tap_output(norm)} if is_norm else {}
+        return final if hasattr(visual.head, "pool") else final | {"vision.pooled": tap_output(visual.trunk)}
+    if not hasattr(visual, "ln_post") or visual.pool_type == "none":
+        return {}
+    normed = tap_output(visual.ln_post)
     if visual.final_ln_after_pool and visual.attn_pool is None:
-        return tap_output(visual.ln_post)
-    return Tap(visual.ln_post, _read_first, _write_first) if visual.pool_type == "tok" else _tap_mean(visual.ln_post)
+        return {"vision.pooled": normed}
+    pooled = _tap_mean(normed) if visual.pool_type == "avg" else tap_position(normed, _place_first)
+    return {"vision.pooled": pooled} if visual.attn_pool is not None else {"vision.final": normed, "vision.pooled": pooled}
 
 
-def _read_first(output: Any, inputs: Inputs) -> Tensor:
-    return output[:, 0]
+def _place_first(inputs: Inputs) -> Tensor:
+    return torch.zeros(len(inputs.layout.valid), dtype=torch.int64)
 
 
-def _write_first(output: Any, activation: Tensor, inputs: Inputs) -> Any:
-    return torch.cat([activation[:, None], output[:, 1:]], dim=1)
-
-
-def _tap_mean(module: nn.Module) -> Tap:
+def _tap_mean(tap: Tap) -> Tap:
     """The mean over patches; replaced by moving all patches alike, which leaves them alone when nothing changes."""
 
     def read(output: Any, inputs: Inputs) -> Tensor:
-        return output[:, 1:].mean(dim=1)
+        return tap.read(output, inputs)[:, 1:].mean(dim=1)
 
     def write(output: Any, activation: Tensor, inputs: Inputs) -> Any:
-        moved = output[:, 1:] + (activation - read(output, inputs))[:, None]
-        return torch.cat([output[:, :1], moved], dim=1)
+        whole = tap.read(output, inputs)
+        moved = whole[:, 1:] + (activation - read(output, inputs))[:, None]
+        return tap.write(output, torch.cat([whole[:, :1], moved], dim=1), inputs)
 
-    return Tap(module, read, write)
+    return tap._replace(read=read, write=write)
 
 
 def _pool_type(text: Any) -> str:
@@ -139,19 +155,7 @@ def _tap_text_pooled(text: Any) -> Tap:
     if has_class_token(text):
         return tap_output(text.ln_final)
 
-    def rows_of(inputs: Inputs) -> tuple[Tensor, Tensor]:
-        summary = find_summary(text, inputs.tensors["ids"])
-        return torch.arange(len(summary), device=summary.device), summary
-
-    def read(output: Any, inputs: Inputs) -> Tensor:
-        return output[rows_of(inputs)]
-
-    def write(output: Any, activation: Tensor, inputs: Inputs) -> Any:
-        replaced = output.clone()
-        replaced[rows_of(inputs)] = activation
-        return replaced
-
-    return Tap(text.ln_final, read, write)
+    return tap_position(tap_output(text.ln_final), lambda inputs: find_summary(text, inputs.tensors["ids"]))
 
 
 def find_summary(text: Any, ids: Int[Tensor, "item position"]) -> Int[Tensor, " item"]:

@@ -19,9 +19,36 @@ DATA = os.environ.get("THRESHER_DATA")
 needs_data = pytest.mark.skipif(DATA is None, reason="needs the trained models in THRESHER_DATA")
 
 
+def block_places(tower: str, block: str, attention: str, mlp: str, hidden: str) -> dict[str, str]:
+    """Where the usual parts of a block are: the output projection of attention, the MLP, its last layer."""
+    return {
+        f"{tower}.{{i}}.in": f"{block}@in",
+        f"{tower}.{{i}}": f"{block}@out",
+        f"{tower}.{{i}}.z": f"{block}.{attention}@in",
+        f"{tower}.{{i}}.attn": f"{block}.{attention}@out",
+        f"{tower}.{{i}}.mlp_in": f"{block}.{mlp}@in",
+        f"{tower}.{{i}}.neurons": f"{block}.{hidden}@in",
+        f"{tower}.{{i}}.mlp": f"{block}.{hidden}@out",
+    }
+
+
+OPEN_CLIP = ("attn.out_proj", "mlp", "mlp.c_proj")
+OPEN_CLIP_VISION = block_places("vision", "visual.transformer.resblocks.{i}", *OPEN_CLIP) | {
+    "vision.start": "visual.ln_pre@in",
+    "vision.final": "visual.ln_post@out",
+}
+
+
 class OpenClipSuite(AdapterSuite):
     module_path = "visual.transformer.resblocks.1.mlp"
     folder: Path
+    text = ""
+
+    @property
+    def places(self) -> Mapping[str, str]:  # type: ignore[override]
+        text = block_places("text", f"{self.text}transformer.resblocks.{{i}}", *OPEN_CLIP)
+        starts = {"text.start": f"{self.text}transformer.resblocks.0@in", "text.final": f"{self.text}ln_final@out"}
+        return OPEN_CLIP_VISION | text | starts
 
     def open_adapter(self) -> Adapter:
         return open_adapter(OpenClipModel(name=f"local-dir:{self.folder}"), CPU)
@@ -68,9 +95,10 @@ def own_text_pooled(model: Any, ids: Tensor) -> Tensor:
 
 
 class TestOpenClip(OpenClipSuite):
-    @pytest.fixture(autouse=True)
-    def use_folder(self, open_clip_folder: Path) -> None:
-        self.folder = open_clip_folder
+    @pytest.fixture(autouse=True, scope="class")
+    @classmethod
+    def use_folder(cls, open_clip_folder: Path) -> None:
+        cls.folder = open_clip_folder
 
 
 class TestShippedClip(OpenClipSuite):
@@ -79,32 +107,46 @@ class TestShippedClip(OpenClipSuite):
 
 
 class TestOpenClipWithMeanPooling(OpenClipSuite):
-    @pytest.fixture(autouse=True)
-    def use_folder(self, make_open_clip: Callable[..., Path]) -> None:
+    text = "text."
+
+    @pytest.fixture(autouse=True, scope="class")
+    @classmethod
+    def use_folder(cls, make_open_clip: Callable[..., Path]) -> None:
         text = {"pool_type": "last", "no_causal_mask": True}
-        self.folder = make_open_clip({"pool_type": "avg"}, text, custom_text=True)
+        cls.folder = make_open_clip({"pool_type": "avg"}, text, custom_text=True)
 
 
 class TestOpenClipWithPoolingBeforeTheNorm(OpenClipSuite):
-    @pytest.fixture(autouse=True)
-    def use_folder(self, make_open_clip: Callable[..., Path]) -> None:
-        self.folder = make_open_clip({"final_ln_after_pool": True}, {"pool_type": "argmax"})
+    @pytest.fixture(autouse=True, scope="class")
+    @classmethod
+    def use_folder(cls, make_open_clip: Callable[..., Path]) -> None:
+        cls.folder = make_open_clip({"final_ln_after_pool": True}, {"pool_type": "argmax"})
 
 
 class TestOpenClipWithAnAppendedTextToken(OpenClipSuite):
-    @pytest.fixture(autouse=True)
-    def use_folder(self, make_open_clip: Callable[..., Path]) -> None:
+    text = "text."
+
+    @pytest.fixture(autouse=True, scope="class")
+    @classmethod
+    def use_folder(cls, make_open_clip: Callable[..., Path]) -> None:
         vision = {"attentional_pool": True, "attn_pooler_queries": 4, "attn_pooler_heads": 2}
-        self.folder = make_open_clip(vision, {"embed_cls": True}, custom_text=True)
+        cls.folder = make_open_clip(vision, {"embed_cls": True}, custom_text=True)
 
 
 class TestOpenClipWithATimmTower(AdapterSuite):
     module_path = "visual.trunk.blocks.1.mlp"
+    places = (
+        block_places("vision", "visual.trunk.blocks.{i}", "attn.proj", "mlp", "mlp.fc2")
+        | {"vision.start": "visual.trunk.norm_pre@in", "vision.final": "visual.trunk.norm@out"}
+        | block_places("text", "text.transformer.resblocks.{i}", *OPEN_CLIP)
+        | {"text.start": "text.transformer.resblocks.0@in", "text.final": "text.ln_final@out"}
+    )
 
-    @pytest.fixture(autouse=True)
-    def use_folder(self, make_open_clip: Callable[..., Path]) -> None:
+    @pytest.fixture(autouse=True, scope="class")
+    @classmethod
+    def use_folder(cls, make_open_clip: Callable[..., Path]) -> None:
         vision = {"timm_model_name": "test_vit", "timm_pool": "token", "timm_proj": "linear", "image_size": 160}
-        self.folder = make_open_clip(vision, {}, custom_text=True)
+        cls.folder = make_open_clip(vision, {}, custom_text=True)
 
     def open_adapter(self) -> Adapter:
         return open_adapter(OpenClipModel(name=f"local-dir:{self.folder}"), CPU)
@@ -138,21 +180,24 @@ class HFClipSuite(AdapterSuite):
 
 
 class TestHFClip(HFClipSuite):
-    @pytest.fixture(autouse=True)
-    def use_folder(self, hf_clip_folder: Path) -> None:
-        self.folder = hf_clip_folder
+    @pytest.fixture(autouse=True, scope="class")
+    @classmethod
+    def use_folder(cls, hf_clip_folder: Path) -> None:
+        cls.folder = hf_clip_folder
 
 
 class TestHFClipWithTheOldEOS(HFClipSuite):
-    @pytest.fixture(autouse=True)
-    def use_folder(self, make_hf_clip: Callable[..., Path]) -> None:
-        self.folder = make_hf_clip(("<pad>", "<bos>", "<eos>"), eos=2)
+    @pytest.fixture(autouse=True, scope="class")
+    @classmethod
+    def use_folder(cls, make_hf_clip: Callable[..., Path]) -> None:
+        cls.folder = make_hf_clip(("<pad>", "<bos>", "<eos>"), eos=2)
 
 
 class TestSiglip(HFClipSuite):
-    @pytest.fixture(autouse=True)
-    def use_folder(self, siglip_folder: Path) -> None:
-        self.folder = siglip_folder
+    @pytest.fixture(autouse=True, scope="class")
+    @classmethod
+    def use_folder(cls, siglip_folder: Path) -> None:
+        cls.folder = siglip_folder
 
 
 @needs_data
@@ -183,17 +228,19 @@ class CausalLMSuite(AdapterSuite):
 class TestLlama(CausalLMSuite):
     module_path = "model.layers.1.mlp"
 
-    @pytest.fixture(autouse=True)
-    def use_folder(self, llama_folder: Path) -> None:
-        self.folder = llama_folder
+    @pytest.fixture(autouse=True, scope="class")
+    @classmethod
+    def use_folder(cls, llama_folder: Path) -> None:
+        cls.folder = llama_folder
 
 
 class TestGPT2(CausalLMSuite):
     module_path = "transformer.h.1.mlp"
 
-    @pytest.fixture(autouse=True)
-    def use_folder(self, make_causal_lm: Callable[..., Path]) -> None:
-        self.folder = make_causal_lm(make_gpt2_config, with_bos=False)
+    @pytest.fixture(autouse=True, scope="class")
+    @classmethod
+    def use_folder(cls, make_causal_lm: Callable[..., Path]) -> None:
+        cls.folder = make_causal_lm(make_gpt2_config, with_bos=False)
 
 
 @needs_data

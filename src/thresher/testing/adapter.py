@@ -1,6 +1,8 @@
 """What every model adapter must do. Subclass `AdapterSuite` in a test, give it the model and the model's own outputs."""
 
+import functools
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,17 +13,20 @@ from torch import Tensor, nn
 
 from thresher.data.records import Modality
 from thresher.errors import ModelError
-from thresher.harvest.adapters.base import Adapter, HookPoint, Inputs
+from thresher.harvest.adapters.base import Adapter, HookPoint, Inputs, TokenKind
 
 TEXTS = ("a red square", "two small green circles on a dark ground", "blue")
 LONG_TEXT = "one word after another and no end " * 400
 
 
 class AdapterSuite:
-    """Laws of adapters. A subclass gives `open_adapter`, `module_path` and `find_own_outputs`."""
+    """Laws of adapters. A subclass gives `open_adapter`, `module_path`, `find_own_outputs` and `places`."""
 
     module_path: str
     """A module inside a tower whose output is one tensor [item, position, d] or [item, d]."""
+    places: Mapping[str, str] = {}
+    """Hook points inside blocks and where a reader of the model's code would hook them, `{i}` for the number of the block:
+    {"text.{i}.neurons": "model.layers.{i}.mlp.down_proj@in"}. With `find_own_outputs` they must be all hook points."""
 
     def open_adapter(self) -> Adapter:
         """The adapter under test, on the CPU, in float32."""
@@ -38,8 +43,10 @@ class AdapterSuite:
 
     @pytest.fixture
     def adapter(self) -> Adapter:
-        """The adapter under test."""
-        return self.open_adapter()
+        """The adapter under test, opened once for all tests of a class."""
+        if "_opened" not in type(self).__dict__:
+            setattr(type(self), "_opened", self.open_adapter())  # noqa: B010 - the type of a class knows no such field
+        return type(self).__dict__["_opened"]
 
     def test_it_is_an_adapter(self, adapter: Adapter) -> None:
         assert isinstance(adapter, Adapter)
@@ -61,9 +68,30 @@ class AdapterSuite:
             with torch.inference_mode():
                 own = self.find_own_outputs(self.find_model(adapter), inputs)
             captured = capture(adapter, inputs, points)
-            assert set(own) == set(captured), "find_own_outputs must give every hook point"
+            inside = {name for name in captured if find_place(self.places, name) is not None}
+            assert set(own) | inside == set(captured), "find_own_outputs and places must give every hook point"
             for name, expected in own.items():
                 assert torch.equal(captured[name], expected), name
+
+    def test_places_inside_blocks_are_where_a_plain_hook_finds_them(self, adapter: Adapter) -> None:
+        for modality in adapter.modalities:
+            inputs, points = make_inputs(adapter, modality), resolve_tower(adapter, modality)
+            inside = {point.name: find_place(self.places, point.name) for point in points}
+            expected = watch(self.find_model(adapter), {name: place for name, place in inside.items() if place}, adapter, inputs)
+            captured = capture(adapter, inputs, points)
+            for name, value in expected.items():
+                assert torch.equal(captured[name], value.reshape(captured[name].shape)), name
+
+    def test_heads_side_by_side_are_the_whole(self, adapter: Adapter) -> None:
+        for modality in adapter.modalities:
+            inputs = make_inputs(adapter, modality)
+            for point in resolve_tower(adapter, modality):
+                if not point.name.endswith(".z"):
+                    continue
+                heads = adapter.resolve([f"{point.name}/heads"], [modality])
+                captured = capture(adapter, inputs, [point, *heads])
+                assert len(heads) > 1
+                assert torch.equal(torch.cat([captured[head.name] for head in heads], dim=-1), captured[point.name])
 
     def test_a_module_by_its_path_equals_a_plain_forward_hook(self, adapter: Adapter) -> None:
         (point,) = adapter.resolve([f"module:{self.module_path}"], adapter.modalities)
@@ -114,10 +142,22 @@ class AdapterSuite:
     def test_the_summary_position_is_inside_the_item(self, adapter: Adapter) -> None:
         for modality in adapter.modalities:
             layout = make_inputs(adapter, modality).layout
+            kinds = set(layout.kind.unique().tolist()) - {TokenKind.PADDING}
+            texts, images = {TokenKind.TEXT, TokenKind.SPECIAL, TokenKind.IMAGE}, {TokenKind.PATCH, TokenKind.CLS, TokenKind.REGISTER}
+            assert kinds <= (texts if modality == "text" else images)
             assert not (layout.special & ~layout.valid).any()
             if layout.summary is not None:
                 assert ((layout.summary >= 0) & (layout.summary < layout.valid.shape[1])).all()
             assert (layout.token_id is not None) == (modality == "text")
+
+    def test_patches_and_image_tokens_know_their_place_and_nothing_else_does(self, adapter: Adapter) -> None:
+        for modality in adapter.modalities:
+            layout = make_inputs(adapter, modality).layout
+            is_placed = (layout.kind == TokenKind.PATCH) | (layout.kind == TokenKind.IMAGE)
+            assert (layout.grid is not None) == bool(is_placed.any())
+            if layout.grid is not None:
+                assert torch.equal((layout.grid >= 0).all(dim=-1), is_placed)
+                assert torch.equal((layout.grid < 0).all(dim=-1), ~is_placed)
 
     def test_no_padding_stands_before_content(self, adapter: Adapter) -> None:
         if "text" in adapter.modalities:
@@ -127,7 +167,9 @@ class AdapterSuite:
 
     def test_a_long_text_is_truncated_and_says_so(self, adapter: Adapter) -> None:
         if "text" in adapter.modalities:
-            layout = adapter.prepare_texts(["short", LONG_TEXT]).layout
+            texts = ["short", LONG_TEXT]
+            inputs = adapter.prepare_pairs([None, None], texts) if adapter.reads_pairs else adapter.prepare_texts(texts)
+            layout = inputs.layout
             assert layout.is_truncated == (False, True)
             assert layout.valid[1].all()
 
@@ -170,15 +212,52 @@ class AdapterSuite:
         assert len(adapter.identity["weights"]) == 64
 
 
+def find_place(places: Mapping[str, str], name: str) -> str | None:
+    """The module path and side that `places` gives for a hook point."""
+    found = re.fullmatch(r"(\w+)\.(\d+)(\.\w+)?", name)
+    if found is None:
+        return places.get(name)
+    pattern = f"{found[1]}.{{i}}{found[3] or ''}"
+    return places[pattern].replace("{i}", found[2]) if pattern in places else None
+
+
+def watch(model: nn.Module, places: Mapping[str, str], adapter: Adapter, inputs: Inputs) -> dict[str, Tensor]:
+    """What plain hooks of torch see at places written `path@in` or `path@out`."""
+    seen: dict[str, Any] = {}
+
+    def keep(name: str, value: Any) -> None:
+        seen[name] = value[0] if isinstance(value, tuple) else value
+
+    handles: list[Any] = []
+    for name, place in places.items():
+        path, _, side = place.partition("@")
+        module = model.get_submodule(path)
+        if side == "in":
+            hook = functools.partial(lambda name, _module, args, named: keep(name, [*args, *named.values()][0]), name)
+            handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+        else:
+            after = functools.partial(lambda name, _module, _args, output: keep(name, output), name)
+            handles.append(module.register_forward_hook(after))
+    run_forward(adapter, inputs)
+    for handle in handles:
+        handle.remove()
+    return seen
+
+
 def make_inputs(adapter: Adapter, modality: Modality, n: int = 3) -> Inputs:
-    """Inputs of `n` items (at most 3), each unlike the others."""
-    if modality == "text":
-        return adapter.prepare_texts(TEXTS[:n])
+    """Inputs of `n` items (at most 3), each unlike the others; of a model that reads pairs, the last without an image."""
+    if modality == "text" and adapter.reads_pairs:
+        return adapter.prepare_pairs([*make_images(2), None][:n], TEXTS[:n])
+    return adapter.prepare_texts(TEXTS[:n]) if modality == "text" else adapter.prepare_images(make_images(n))
+
+
+def make_images(n: int) -> list[Image.Image]:
+    """Pictures of different shapes, each unlike the others."""
     colours = ("red", "#203040", "yellow")
     images = [Image.linear_gradient("L").resize((40 + 9 * i, 50)).convert("RGB") for i in range(n)]
     for image, colour in zip(images, colours, strict=False):
         image.paste(colour, (5, 5, 25, 20))
-    return adapter.prepare_images(images)
+    return images
 
 
 def resolve_tower(adapter: Adapter, modality: Modality) -> tuple[HookPoint, ...]:
