@@ -31,6 +31,16 @@ def make_text(text: str, where: str, errors: EncodingErrors) -> Text:
     return Text(shown, unreadable=f"{where}: not UTF-8 ({what} after {found.start()} characters)")
 
 
+def escape_halves(text: str) -> str:
+    """Halves of surrogate pairs as three escaped bytes each, so that `encode("utf-8", ESCAPES)` takes the text."""
+
+    def escape(found: re.Match[str]) -> str:
+        is_byte = 0xDC80 <= ord(found.group()) <= 0xDCFF
+        return found.group() if is_byte else found.group().encode("utf-8", "surrogatepass").decode("utf-8", ESCAPES)
+
+    return NO_CHARACTER.sub(escape, text)
+
+
 def make_name(name: str) -> str:
     """A name or key with what is no UTF-8 in it written as escapes."""
     return name.encode("utf-8", "backslashreplace").decode()

@@ -5,10 +5,11 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 from thresher.config import config
-from thresher.data.records import Concept, Modality, Record, Text
+from thresher.data.records import Concept, Modality, Record
+from thresher.data.sources.captions import ESCAPES, NO_CHARACTER, EncodingErrors, escape_halves, make_text
 from thresher.errors import ConfigError, SourceError
 from thresher.runs import fingerprint, fingerprint_file
 
@@ -33,6 +34,8 @@ class TextFiles:
     max_characters: int = 1000
     """Longest window, cut between words. Nothing is lost here; a window longer than the model's context in tokens is
     truncated and counted by the harvest, so keep it below about 3 characters per token of the context."""
+    encoding_errors: EncodingErrors = "unreadable"
+    """A window that is not UTF-8: an item without rows whose status names file and line, or U+FFFD for the bad bytes."""
 
     def __post_init__(self) -> None:
         if not self.files:
@@ -58,7 +61,7 @@ class TextFilesSource:
 
     def __init__(self, settings: TextFiles) -> None:
         self._settings = settings
-        self._names = _short_names(settings.files)
+        self._names = short_names(settings.files)
         self._windows = [window for number in range(len(settings.files)) for window in self._scan(number)]
         if not self._windows:
             raise SourceError(f"{', '.join(map(str, settings.files))}: no text in it; the source is empty")
@@ -77,7 +80,8 @@ class TextFilesSource:
     def fingerprint(self) -> str:
         """Hex digest of the settings and of the files' names and content."""
         settings = self._settings
-        cut = [settings.documents, settings.text_field, settings.max_characters]
+        cut: list[Any] = [settings.documents, settings.text_field, settings.max_characters]
+        cut += [settings.encoding_errors] if settings.encoding_errors != "unreadable" else []
         return fingerprint({"files": self._names, "cut": cut, "content": [fingerprint_file(path) for path in settings.files]})
 
     def __len__(self) -> int:
@@ -91,8 +95,11 @@ class TextFilesSource:
         for window in self._windows[start:stop]:
             if place != (window.file, window.start):
                 place, document = (window.file, window.start), self._read_document(window)
-            text = document[window.inner_start : window.inner_stop].decode()
-            yield Record(f"{self._names[window.file]}@{window.start + window.inner_start}", texts=(Text(text),))
+            text = document[window.inner_start : window.inner_stop].decode("utf-8", ESCAPES)
+            found = make_text(text, self._names[window.file], self._settings.encoding_errors)
+            if found.unreadable is not None:
+                found = make_text(text, self._find_line(window, text), self._settings.encoding_errors)
+            yield Record(f"{self._names[window.file]}@{window.start + window.inner_start}", texts=(found,))
 
     def _scan(self, number: int) -> Iterator[_Window]:
         path = self._settings.files[number]
@@ -117,26 +124,37 @@ class TextFilesSource:
             start = found.end()
 
     def _extract(self, path: Path, content: bytes, start: int) -> str:
-        """The text of a document in its file. Raises SourceError: not UTF-8, not JSON, no such field."""
+        """The text of a document in its file. Raises SourceError: not JSON, no such field."""
+        text = content.decode("utf-8", ESCAPES)
+        if path.suffix != ".jsonl":
+            return text
+        field = self._settings.text_field
         try:
-            text = content.decode()
-            if path.suffix != ".jsonl":
-                return text
-            text = json.loads(text)[self._settings.text_field]
-        except UnicodeDecodeError as error:
-            raise SourceError(f"{path}: not UTF-8 at byte {start + error.start} ({error.reason}); convert the file") from error
-        except (ValueError, KeyError, TypeError) as error:
-            field = self._settings.text_field
+            row = json.loads(text)
+        except ValueError as error:
             raise SourceError(f"{path}: the line at byte {start} is no JSON object with a field {field!r}: {error}") from error
-        if not isinstance(text, str):
-            raise SourceError(f"{path}: the line at byte {start}: {self._settings.text_field} is {text!r}, not a text")
-        return text
+        if not isinstance(row, dict) or field not in row:
+            found = f"it has {', '.join(cast(dict[str, Any], row))}" if isinstance(row, dict) else "it is no object"
+            raise SourceError(f"{path}: the line at byte {start} is no JSON object with a field {field!r}: {found}")
+        found = cast(dict[str, Any], row)[field]
+        if not isinstance(found, str):
+            raise SourceError(f"{path}: the line at byte {start}: {field} is {found!r}, not a text")
+        return escape_halves(found)
+
+    def _find_line(self, window: _Window, text: str) -> str:
+        """Name and line of the first byte of a window that is no UTF-8 (in a .jsonl file, of the document)."""
+        path = self._settings.files[window.file]
+        with path.open("rb") as file:
+            before = file.read(window.start).count(b"\n")
+            if path.suffix != ".jsonl":
+                before += file.read(window.inner_start).count(b"\n") + text[: _find_bad(text)].count("\n")
+        return f"{self._names[window.file]}:{before + 1}"
 
     def _read_document(self, window: _Window) -> bytes:
         path = self._settings.files[window.file]
         with path.open("rb") as file:
             file.seek(window.start)
-            return self._extract(path, file.read(window.stop - window.start), window.start).encode()
+            return self._extract(path, file.read(window.stop - window.start), window.start).encode("utf-8", ESCAPES)
 
 
 def cut_windows(document: str, max_characters: int) -> Iterator[tuple[int, int]]:
@@ -154,11 +172,16 @@ def cut_windows(document: str, max_characters: int) -> Iterator[tuple[int, int]]
             if length + len(part) > max_characters:
                 yield start, stop
                 start, length = stop, 0
-            stop, length = stop + len(part.encode()), length + len(part)
+            stop, length = stop + len(part.encode("utf-8", ESCAPES)), length + len(part)
     yield start, stop
 
 
-def _short_names(files: Sequence[Path]) -> list[str]:
+def _find_bad(text: str) -> int:
+    found = NO_CHARACTER.search(text)
+    return found.start() if found else len(text)
+
+
+def short_names(files: Sequence[Path]) -> list[str]:
     """The files' paths from their common folder: the same wherever the folder lies."""
     folders = [str(path.absolute().parent) for path in files]
     common = os.path.commonpath(folders)

@@ -186,13 +186,13 @@ def test_the_fingerprint_follows_the_content_not_the_place(pictures: Path, tmp_p
 # Texts
 
 
-@given(st.text(), st.integers(1, 12))
+@given(st.one_of(st.text(), st.binary().map(lambda content: content.decode("utf-8", "surrogateescape"))), st.integers(1, 12))
 @settings(deadline=None)
 def test_windows_are_the_document_without_loss(document: str, size: int) -> None:
-    content = document.encode()
+    content = document.encode("utf-8", "surrogateescape")
     windows = list(cut_windows(document, size))
     assert b"".join(content[start:stop] for start, stop in windows) == (content if document.strip() else b"")
-    texts = [content[start:stop].decode() for start, stop in windows]
+    texts = [content[start:stop].decode("utf-8", "surrogateescape") for start, stop in windows]
     if document == document.strip():
         assert all(0 < len(text) <= size for text in texts)
 
@@ -229,7 +229,6 @@ def test_lines_of_jsonl_are_documents(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("x.txt", b"fine\n\nnot \xff fine", r"x\.txt: not UTF-8 at byte 10"),
         ("x.txt", b" \n\n ", "no text in it; the source is empty"),
         ("x.jsonl", b'{"txt": "a"}', "no JSON object with a field 'text'"),
         ("x.jsonl", b'{"text": 3}', "text is 3, not a text"),
