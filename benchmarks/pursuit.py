@@ -11,6 +11,7 @@ the contender's own operations take at this machine's measured rates (see costs.
 import argparse
 from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from contenders import METHODS, OURS_TOPK, Contender, choose_on_cpu, list_methods, list_our_encoders, list_our_steps, list_peers
@@ -22,13 +23,24 @@ from thresher.testing.pursuit import audit_pursuit
 from thresher.train.kernels import Method, pursue
 
 SIZES = ("512,4096,16,1024", "768,16384,32,2048", "1024,32768,64,1024")
-HELD_PER_PARAMETER = 16
-"""Bytes that a training holds between steps: parameter, gradient, two averages of Adam."""
+HELD_BY_TRAINING = 16
+"""Bytes per parameter between steps: parameter, gradient, two averages of Adam."""
+HELD_BY_ENCODING = 4
+STEP, ENCODE = "Training step", "Encode at a fixed dictionary"
 PURE_TORCH = ("ours mp, residual", "ours mp, gram")
 
 
-def compare(contenders: list[Contender], shape: Shape, *, repeats: int, seconds: float, title: str) -> dict[str, float]:
-    """Time, print a table, and give CPU milliseconds at the shape's batch by name."""
+class Measured(NamedTuple):
+    """By contender."""
+
+    times: dict[str, float]
+    """CPU milliseconds, scaled to the shape's batch."""
+    memory: dict[str, float]
+    """Megabytes held and at the peak, together."""
+
+
+def compare(contenders: list[Contender], shape: Shape, *, repeats: int, seconds: float, title: str) -> Measured:
+    """Time all of them in alternation, then their memory one by one, and print a table."""
     limit_works = make_limit_works(shape.batch, shape.d_in, shape.d_sae)
     works = {contender.name: contender.make() for contender in contenders}
     taken = alternate(works | {name: work for name, (work, _) in limit_works.items()}, repeats, seconds_each=seconds)
@@ -39,11 +51,12 @@ def compare(contenders: list[Contender], shape: Shape, *, repeats: int, seconds:
     print("| | CPU ms | +- | wall ms | rounds | of our topk | limit ms | of limit | peak MB | held MB |")
     print("|---|---|---|---|---|---|---|---|---|---|")
     scaled = {c.name: taken[c.name].median * shape.batch / c.batch for c in contenders}
+    per_parameter = HELD_BY_TRAINING if title == STEP else HELD_BY_ENCODING
+    held = {contender.name: per_parameter * contender.n_parameters / 1e6 for contender in contenders}
     for contender in contenders:
         cells = describe(contender, taken[contender.name], shape, scaled[OURS_TOPK], limits)
-        held = contender.n_parameters * HELD_PER_PARAMETER / 1e6 if title == "Training step" else contender.n_parameters * 4e-6
-        print(f"| {cells} | {peaks[contender.name]:.0f} | {held:.0f} |")
-    return scaled
+        print(f"| {cells} | {peaks[contender.name]:.0f} | {held[contender.name]:.0f} |")
+    return Measured(scaled, {name: peaks[name] + held[name] for name in held})
 
 
 def describe(contender: Contender, taken: Taken, shape: Shape, topk: float, limits: Limits) -> str:
@@ -57,19 +70,25 @@ def describe(contender: Contender, taken: Taken, shape: Shape, topk: float, limi
     return f"{name} | {median:.1f} | {taken.spread:.0%} | {wall:.1f} | {len(taken.cpu)} | {ratio} | {floor}"
 
 
-def summarise(steps: dict[str, float], encodes: dict[str, float]) -> None:
-    """Ratios of CPU time."""
-    pure = min(value for name, value in steps.items() if name in PURE_TORCH)
-    mp = min(value for name, value in steps.items() if name.startswith("ours mp"))
-    topk = min(value for name, value in steps.items() if name.startswith("ours topk"))
-    print("\n| training step | our pure torch | our best |\n|---|---|---|")
-    for name, value in steps.items():
+def summarise(steps: Measured, encodes: Measured) -> None:
+    """Ratios of CPU time and of memory."""
+    pure = min((name for name in steps.times if name in PURE_TORCH), key=steps.times.__getitem__)
+    mp, topk = find_fastest(steps, "ours mp"), find_fastest(steps, "ours topk")
+    print(f"\n| training step | {pure} | {mp} |\n|---|---|---|")
+    for name, value in steps.times.items():
         if not name.startswith("ours"):
-            print(f"| {name} costs | {value / pure:.1f}x | {value / mp:.1f}x |")
-    print(f"| of our best topk | {pure / topk:.2f} | {mp / topk:.2f} |")
-    mp = min(value for name, value in encodes.items() if name.startswith("ours mp"))
-    topk = min(value for name, value in encodes.items() if name.startswith("ours topk"))
-    print(f"\nEncoding: our best mp costs {mp / topk:.2f} of our best topk.")
+            print(f"| {name} costs | {value / steps.times[pure]:.1f}x | {value / steps.times[mp]:.1f}x |")
+    print(f"| of {topk}, time | {steps.times[pure] / steps.times[topk]:.2f} | {steps.times[mp] / steps.times[topk]:.2f} |")
+    print(
+        f"| of {topk}, memory | {steps.memory[pure] / steps.memory[topk]:.2f} | {steps.memory[mp] / steps.memory[topk]:.2f} |"
+    )
+    mp, topk = find_fastest(encodes, "ours mp"), find_fastest(encodes, "ours topk")
+    print(f"\nEncoding: {mp} costs {encodes.times[mp] / encodes.times[topk]:.2f} of {topk}.")
+
+
+def find_fastest(measured: Measured, family: str) -> str:
+    """Name of the fastest contender whose name starts with `family`."""
+    return min((name for name in measured.times if name.startswith(family)), key=measured.times.__getitem__)
 
 
 def audit(x: Tensor, dictionary: Tensor, k: int, methods: Iterable[Method]) -> None:
@@ -94,10 +113,10 @@ def run(shape: Shape, x: Tensor, dictionary: Tensor, arguments: argparse.Namespa
     found = list(list_peers(shape, dictionary, x, **options)) if arguments.peers else []
     options = {"repeats": arguments.repeats, "seconds": arguments.seconds}
     steps = [*(step for step, _ in found), *list_our_steps(shape, dictionary, x, methods)]
-    step_times = compare(steps, shape, title="Training step", **options)
+    step_figures = compare(steps, shape, title=STEP, **options)
     encoders = [*(encoder for _, encoder in found), *list_our_encoders(shape, dictionary, x, methods)]
-    encode_times = compare(encoders, shape, title="Encode at a fixed dictionary", **options)
-    summarise(step_times, encode_times)
+    encode_figures = compare(encoders, shape, title=ENCODE, **options)
+    summarise(step_figures, encode_figures)
     audit(x[: arguments.audited], dictionary, shape.k, methods)
 
 

@@ -8,10 +8,10 @@ Prints CPU time (process time, all threads) so that a busy machine disturbs it l
 import argparse
 import itertools
 import statistics
-import time
 from collections.abc import Callable
 
 import torch
+from timing import alternate
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -20,7 +20,6 @@ from thresher.train.loop import fit
 from thresher.train.optimizer import OptimizerConfig, make_adam
 
 SHAPES = ("128,1024,8,1024", "512,4096,16,1024")
-WARM_UP_ROUNDS = 2
 
 
 class DensePursuit(nn.Module):
@@ -96,14 +95,7 @@ def measure(d_in: int, d_sae: int, k: int, batch: int, rounds: int) -> dict[str,
     configs = make_configs(d_sae, k)
     steps = {name: make_step(config, d_in, batches) for name, config in configs.items()}
     steps["mp, dense autograd"] = make_dense_step(d_in, d_sae, k, batches)
-    taken: dict[str, list[float]] = {name: [] for name in steps}
-    for round_ in range(WARM_UP_ROUNDS + rounds):
-        for name, step in steps.items():
-            start = time.process_time()
-            step()
-            if round_ >= WARM_UP_ROUNDS:
-                taken[name].append(1e3 * (time.process_time() - start))
-    return taken
+    return {name: taken.cpu for name, taken in alternate(steps, rounds).items()}
 
 
 def main() -> None:
