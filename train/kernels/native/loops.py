@@ -8,12 +8,8 @@ from math import frexp, ldexp, sqrt
 from typing import no_type_check
 
 import numpy as np
-from llvmlite import ir
-from numba import types
-from numba.core import cgutils
-from numba.extending import intrinsic
 
-from thresher.train.kernels.native.compiling import compiled
+from thresher.train.kernels.native.compiling import compiled, larger, widen
 from thresher.train.kernels.native.tables import State
 
 BLOCK = 256
@@ -28,33 +24,6 @@ SAFETY = np.float32(1.005)
 """Covers the rounding of the norms that an error bound is computed from."""
 TINY, HUGE = np.float32(1e-12), np.float32(1e15)
 """Norms whose squares float32 holds well; a row outside is decided by exact products with all atoms."""
-
-
-@intrinsic
-@no_type_check
-def widen(_typing, number):
-    """A float32 from bfloat16 bits in an int16, in a form that LLVM vectorises; a float32 as it is."""
-
-    def generate(_context, builder, _signature, arguments):
-        if number != types.int16:
-            return arguments[0]
-        bits = builder.shl(builder.zext(arguments[0], ir.IntType(32)), ir.Constant(ir.IntType(32), 16))
-        return builder.bitcast(bits, ir.FloatType())
-
-    return types.float32(number), generate
-
-
-@intrinsic
-@no_type_check
-def larger(_typing, _left, _right):
-    """The larger of two float32. Unlike `max` LLVM vectorises a reduction by it: the whole pursuit takes half the time."""
-
-    def generate(_context, builder, _signature, arguments):
-        kind = ir.FunctionType(ir.FloatType(), [ir.FloatType(), ir.FloatType()])
-        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.maxnum.f32")
-        return builder.call(function, arguments, fastmath=("nnan", "nsz"))
-
-    return types.float32(types.float32, types.float32), generate
 
 
 @compiled
