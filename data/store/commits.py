@@ -2,12 +2,11 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from thresher.data.store.header import pick
 from thresher.data.store.layout import commit_path
-from thresher.data.store.shard import StoredFile, write_file
+from thresher.data.store.storage import Storage, StoredFile, write_file
 from thresher.errors import StoreError
 from thresher.runs import canonical_json
 
@@ -43,32 +42,34 @@ class Commit(NamedTuple):
     """Row spaces of which nothing was waiting to be stored: their cursor is this one too."""
 
 
-def write_commit(root: Path, space: str, commit: Commit) -> None:
+def write_commit(storage: Storage, space: str, commit: Commit) -> None:
     """Make a block part of the store. Its files must be durable."""
     record = commit._asdict() | {
         "files": {path: stored._asdict() for path, stored in commit.files.items()},
         "cursor": commit.cursor._asdict(),
     }
-    write_file(root / commit_path(space, commit.block), [canonical_json(record)])
+    write_file(storage, commit_path(space, commit.block), [canonical_json(record)])
 
 
-def read_commits(root: Path, space: str) -> list[Commit]:
+def read_commits(storage: Storage, space: str) -> list[Commit]:
     """The committed blocks of a space, from block 0 to the last without a gap. Raises StoreError for a damaged record."""
-    return list(_read(root, space))
+    return list(_read(storage, space))
 
 
-def _read(root: Path, space: str) -> Iterator[Commit]:
+def _read(storage: Storage, space: str) -> Iterator[Commit]:
     block = 0
-    while (path := root / commit_path(space, block)).exists():
-        yield _parse(path)
+    while storage.size(path := commit_path(space, block)) is not None:
+        yield _parse(storage, path)
         block += 1
 
 
-def _parse(path: Path) -> Commit:
+def _parse(storage: Storage, path: str) -> Commit:
     try:
-        record: dict[str, Any] = json.loads(path.read_bytes())
+        record: dict[str, Any] = json.loads(storage.read(path))
         files = {name: StoredFile(**pick(stored, StoredFile._fields)) for name, stored in record["files"].items()}
         known = {"files": files, "cursor": Cursor(**pick(record["cursor"], Cursor._fields))}
         return Commit(**pick(record | known, Commit._fields))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise StoreError(f"{path}: not a commit record ({error}); the store is damaged: harvest it again") from error
+        raise StoreError(
+            f"{storage.locate(path)}: not a commit record ({error}); the store is damaged: harvest it again"
+        ) from error

@@ -2,14 +2,13 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from thresher.data.records import Concept
 from thresher.data.store.layout import FORMAT, RUN, VERSION, Layout
 from thresher.data.store.schema import HookPointSpec
+from thresher.data.store.storage import Storage, write_file
 from thresher.errors import StoreError
-from thresher.files import write_atomic
 from thresher.runs import canonical_json
 
 
@@ -23,7 +22,7 @@ class Header(NamedTuple):
     layout: Layout
 
 
-def write_header(root: Path, header: Header) -> None:
+def write_header(storage: Storage, header: Header) -> None:
     """Write `run.json`."""
     document = {
         "format": FORMAT,
@@ -33,17 +32,17 @@ def write_header(root: Path, header: Header) -> None:
         "concepts": [concept._asdict() for concept in header.concepts],
         "layout": {name: value for name, value in header.layout._asdict().items() if name != "columns" or value},
     }
-    write_atomic(root / RUN, [canonical_json(document)])
+    write_file(storage, RUN, [canonical_json(document)])
 
 
-def read_header(root: Path) -> Header:
+def read_header(storage: Storage) -> Header:
     """Read `run.json`. Raises StoreError: no store, damaged, or of another version of the format."""
-    path = root / RUN
+    path = storage.locate(RUN)
     try:
-        document: Any = json.loads(path.read_bytes())
+        document: Any = json.loads(storage.read(RUN))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise StoreError(
-            f"{root}: no activation store ({RUN} is missing); give the folder that a harvest has written"
+            f"{storage.locate()}: no activation store ({RUN} is missing); give the folder that a harvest has written"
         ) from error
     except (OSError, ValueError) as error:
         raise StoreError(f"{path}: cannot be read ({error}); the store is damaged: harvest it again") from error
@@ -59,7 +58,7 @@ def read_header(root: Path) -> Header:
         raise StoreError(f"{path}: damaged ({error!r}); harvest the store again") from error
 
 
-def check_version(path: Path, document: Any) -> None:
+def check_version(path: str, document: Any) -> None:
     """Raise StoreError unless a document is of the format and version that this code reads."""
     found = document.get("format") if isinstance(document, dict) else None
     if found != FORMAT:
@@ -71,7 +70,7 @@ def check_version(path: Path, document: Any) -> None:
         )
 
 
-def check_same(root: Path, stored: Header, asked: Header, *, is_complete: bool) -> None:
+def check_same(storage: Storage, stored: Header, asked: Header, *, is_complete: bool) -> None:
     """Raise StoreError that lists what differs, unless a harvest asks for just what the store holds."""
     differences = [
         *_differences("", plain(stored.identity), plain(asked.identity)),
@@ -81,7 +80,9 @@ def check_same(root: Path, stored: Header, asked: Header, *, is_complete: bool) 
     if differences:
         found = "a complete harvest" if is_complete else "an unfinished harvest"
         lines = "\n".join(f"  {line}" for line in differences[:20])
-        raise StoreError(f"{root}: holds {found} of something else; choose another `out`, or ask for the same again\n{lines}")
+        raise StoreError(
+            f"{storage.locate()}: holds {found} of something else; choose another `out`, or ask for the same again\n{lines}"
+        )
 
 
 def pick(values: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:

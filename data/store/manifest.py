@@ -2,9 +2,7 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import crc32c
@@ -15,7 +13,7 @@ from thresher.data.store.commits import Commit
 from thresher.data.store.header import Header, check_version, pick
 from thresher.data.store.layout import FORMAT, MANIFEST, MOMENTS, RUN, VERSION
 from thresher.data.store.recovery import Committed, list_files, read_committed
-from thresher.data.store.shard import StoredFile, write_file
+from thresher.data.store.storage import Storage, StoredFile, Stream, write_file
 from thresher.errors import StoreError
 from thresher.runs import canonical_json
 
@@ -34,31 +32,31 @@ class Manifest(NamedTuple):
     """Of the manifest without this field: the identity of everything in the store."""
 
 
-def write_manifest(root: Path, header: Header) -> None:
+def write_manifest(storage: Storage, header: Header) -> None:
     """Write the moments, then the manifest, of a store whose last blocks are committed."""
-    committed = read_committed(root, header.layout)
-    states = combine_moments(root, header, committed)
-    write_file(root / MOMENTS, [moments.dump_states(states)])
+    committed = read_committed(storage, header.layout)
+    states = combine_moments(storage, header, committed)
+    write_file(storage, MOMENTS, [moments.dump_states(states)])
     files = dict(committed.files())
-    for path in [RUN, MOMENTS, *list_files(root)]:
+    for path in [RUN, MOMENTS, *list_files(storage)]:
         if path not in files:
-            files[path] = _measure(root / path)
+            files[path] = _measure(storage, path)
     document = {
         "format": FORMAT,
         "version": VERSION,
         "files": {path: stored._asdict() for path, stored in files.items()},
         "rows": count_rows(header, committed),
         "items": dict(committed.tables[-1].cursor.items),
-        "pairs": sum(pq.read_metadata(root / path).num_rows for path in files if path.startswith("pairs/")),
+        "pairs": sum(_count_table(storage, path) for path in files if path.startswith("pairs/")),
     }
-    write_file(root / MANIFEST, [canonical_json(document | {"sha256": _digest(document)})])
+    write_file(storage, MANIFEST, [canonical_json(document | {"sha256": _digest(document)})])
 
 
-def read_manifest(root: Path) -> Manifest | None:
+def read_manifest(storage: Storage) -> Manifest | None:
     """The manifest, None when there is none. Raises StoreError: damaged, or of another version of the format."""
-    path = root / MANIFEST
+    path = storage.locate(MANIFEST)
     try:
-        document: dict[str, Any] = json.loads(path.read_bytes())
+        document: dict[str, Any] = json.loads(storage.read(MANIFEST))
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
@@ -77,30 +75,34 @@ def count_rows(header: Header, committed: Committed) -> dict[str, int]:
     return {spec.name: ends[spec.space] for spec in header.hook_points}
 
 
-def combine_moments(root: Path, header: Header, committed: Committed) -> dict[str, moments.State]:
+def combine_moments(storage: Storage, header: Header, committed: Committed) -> dict[str, moments.State]:
     """Hook point -> moments of all committed rows, from those of the blocks in their order."""
     total = {spec.name: moments.empty_state(spec.width) for spec in header.hook_points}
     for space, commits in committed.spaces.items():
         names = [spec.name for spec in header.hook_points if spec.space == space]
-        for block in _block_moments(root, commits, names):
+        for block in _block_moments(storage, commits, names):
             for name, state in block.items():
                 total[name] = moments.add_state(total[name], state)
     return total
 
 
-def _block_moments(root: Path, commits: Sequence[Commit], names: Sequence[str]) -> Iterator[dict[str, moments.State]]:
+def _block_moments(storage: Storage, commits: Sequence[Commit], names: Sequence[str]) -> Iterator[dict[str, moments.State]]:
     for commit in commits:
         for path in commit.files:
             if path.startswith("moments/"):
-                yield moments.load_states((root / path).read_bytes(), names)
+                yield moments.load_states(storage.read(path), names)
 
 
-def _measure(path: Path) -> StoredFile:
+def _measure(storage: Storage, path: str) -> StoredFile:
     """Make a small file durable that was written without waiting, and say what it is."""
-    with path.open("rb") as file:
-        data = file.read()
-        os.fsync(file.fileno())
+    data = storage.read(path)
+    storage.sync(path)
     return StoredFile(len(data), f"{crc32c.crc32c(data):08x}")
+
+
+def _count_table(storage: Storage, path: str) -> int:
+    with Stream(storage.open(path)) as file, pq.ParquetFile(file) as table:
+        return table.metadata.num_rows
 
 
 def _digest(document: Mapping[str, Any]) -> str:

@@ -22,7 +22,8 @@ from thresher.data.store.manifest import Manifest, combine_moments, count_rows, 
 from thresher.data.store.moments import Moments, State, load_states, summarize
 from thresher.data.store.recovery import Committed, read_committed
 from thresher.data.store.schema import TORCH_DTYPE, HookPointInfo
-from thresher.data.store.sharded import ArrayReader, open_array
+from thresher.data.store.sharded import open_array
+from thresher.data.store.storage import Storage, open_storage
 from thresher.data.store.tables import read_table
 from thresher.errors import StoreError
 from thresher.runs import fingerprint
@@ -44,15 +45,16 @@ class Store:
     is_complete: bool
     """False for the committed prefix of an unfinished store."""
 
-    def __init__(self, path: Path, header: Header, committed: Committed, manifest: Manifest | None) -> None:
+    def __init__(self, path: Path, storage: Storage, header: Header, committed: Committed, manifest: Manifest | None) -> None:
         self.path = path
+        self._storage = storage
         self.is_complete = manifest is not None
         self.fingerprint = manifest.sha256 if manifest else fingerprint(committed.files())
         self.identity = header.identity
         self.concepts = tuple(header.concepts)
         self._header = header
         self._committed = committed
-        self._array = functools.lru_cache(maxsize=None)(functools.partial(_open_array, path))
+        self._array = functools.lru_cache(maxsize=None)(functools.partial(open_array, storage))
         rows = {space: self._count_rows(space) for space in committed.spaces}
         self.hook_points = {spec.name: HookPointInfo(*spec, rows=rows[spec.space]) for spec in header.hook_points}
 
@@ -148,8 +150,8 @@ class Store:
     @functools.cached_property
     def _moments(self) -> Mapping[str, State]:
         if not self.is_complete:
-            return combine_moments(self.path, self._header, self._committed)
-        return load_states((self.path / MOMENTS).read_bytes(), self.hook_points)
+            return combine_moments(self._storage, self._header, self._committed)
+        return load_states(self._storage.read(MOMENTS), self.hook_points)
 
     @property
     def n_bytes(self) -> int:
@@ -187,7 +189,7 @@ class Store:
     def _table(self, name: str, columns: Sequence[str] | None) -> pa.Table:
         paths = [path for part in self._committed.tables for path in part.files]
         try:
-            return read_table(self.path, name, paths, columns)
+            return read_table(self._storage, name, paths, columns)
         except (OSError, pa.ArrowException) as error:
             raise StoreError(f"{self.path}: {name}: cannot be read ({error}); run `thresher store verify` on it") from error
 
@@ -198,30 +200,26 @@ def open_store(path: str | Path, *, incomplete: Literal["refuse", "prefix"] = "r
     An unfinished store is refused, or with `incomplete="prefix"` opened as far as it is committed. Raises StoreError: no
     store, unfinished, damaged, or of another version of the format.
     """
-    path = Path(path)
-    header = read_header(path)
-    manifest = read_manifest(path)
-    committed = read_committed(path, header.layout)
+    path, storage = Path(path), open_storage(path)
+    header = read_header(storage)
+    manifest = read_manifest(storage)
+    committed = read_committed(storage, header.layout)
     if manifest is None and incomplete == "refuse":
         raise StoreError(f"{path}: {describe_unfinished(committed)}; rerun the same harvest command to resume")
     if manifest is not None:
-        _check_records(path, header, committed, manifest)
-    return Store(path, header, committed, manifest)
+        _check_records(storage, header, committed, manifest)
+    return Store(path, storage, header, committed, manifest)
 
 
-def _check_records(path: Path, header: Header, committed: Committed, manifest: Manifest) -> None:
+def _check_records(storage: Storage, header: Header, committed: Committed, manifest: Manifest) -> None:
     items = committed.tables[-1].cursor.items if committed.tables else {}
     if (count_rows(header, committed), items) != (manifest.rows, manifest.items):
-        missing = [name for name in manifest.files if name.startswith("commits/") and not (path / name).exists()]
+        missing = [name for name in manifest.files if name.startswith("commits/") and storage.size(name) is None]
         named = f"{missing[0]} is missing" if missing else "they hold other rows or items"
         raise StoreError(
-            f"{path}: its commit records do not add up to its manifest: {named}; run `thresher store verify` on it, or "
-            "harvest it again"
+            f"{storage.locate()}: its commit records do not add up to its manifest: {named}; run `thresher store verify` "
+            "on it, or harvest it again"
         )
-
-
-def _open_array(root: Path, path: str) -> ArrayReader:
-    return open_array(root / path)
 
 
 def describe_unfinished(committed: Committed) -> str:

@@ -1,13 +1,11 @@
 """What is committed, and how an unfinished store is brought back to exactly that."""
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 from thresher.data.store.commits import START, Commit, Cursor, read_commits
 from thresher.data.store.layout import MANIFEST, MOMENTS, TABLES, ZARR, Layout, commit_path
-from thresher.data.store.shard import StoredFile
+from thresher.data.store.storage import Storage, StoredFile
 from thresher.errors import StoreError
 
 FOLDERS = (ZARR, "items", "pairs", "moments", "commits")
@@ -45,30 +43,29 @@ class Committed(NamedTuple):
         return [commit_path(space, block) for space, commits in sequences.items() for block in range(len(commits))]
 
 
-def read_committed(root: Path, layout: Layout) -> Committed:
+def read_committed(storage: Storage, layout: Layout) -> Committed:
     """Read all commit records. Raises StoreError for a damaged one."""
-    return Committed({space: read_commits(root, space) for space in layout.shard_rows}, read_commits(root, TABLES))
+    return Committed({space: read_commits(storage, space) for space in layout.shard_rows}, read_commits(storage, TABLES))
 
 
-def roll_back(root: Path, committed: Committed) -> None:
+def roll_back(storage: Storage, committed: Committed) -> None:
     """Delete what a killed harvest left uncommitted. Raises StoreError when something committed is gone."""
     for path, stored in committed.files().items():
-        found = (root / path).stat().st_size if (root / path).exists() else None
+        found = storage.size(path)
         if found != stored.bytes:
             size = "missing" if found is None else f"{found} bytes"
-            raise StoreError(f"{root / path}: {size}, expected {stored.bytes} bytes; the store is damaged: harvest it again")
+            raise StoreError(
+                f"{storage.locate(path)}: {size}, expected {stored.bytes} bytes; the store is damaged: harvest it again"
+            )
     keep = {*committed.files(), *committed.records()}
-    for path in list_files(root):
+    for path in list_files(storage):
         if path not in keep and not path.endswith("/zarr.json"):
-            (root / path).unlink()
+            storage.delete(path)
     for name in (MANIFEST, MOMENTS):
-        (root / f".{name}.partial").unlink(missing_ok=True)
+        storage.delete(f".{name}.partial")
 
 
-def list_files(root: Path) -> Iterator[str]:
+def list_files(storage: Storage) -> Iterator[str]:
     """The files that lie in the folders of a store, relative to it, in order."""
-    for top in FOLDERS:
-        for folder, subfolders, names in os.walk(root / top):
-            subfolders.sort()
-            for name in sorted(names):
-                yield (Path(folder) / name).relative_to(root).as_posix()
+    for folder in FOLDERS:
+        yield from storage.list_files(folder)

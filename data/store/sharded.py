@@ -2,11 +2,8 @@
 
 import functools
 import json
-import os
 import struct
-import weakref
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import crc32c
@@ -15,6 +12,7 @@ import numpy.typing as npt
 import zarr
 
 from thresher.data.store.shard import MISSING, STORAGE
+from thresher.data.store.storage import Storage
 from thresher.errors import StoreError
 
 OPEN_SHARDS = 256
@@ -38,35 +36,35 @@ class _Shape(NamedTuple):
 class Shard:
     """An open shard file: where each of its chunks begins."""
 
-    def __init__(self, path: Path, n_chunks: int, chunk_bytes: int) -> None:
+    def __init__(self, storage: Storage, path: str, n_chunks: int, chunk_bytes: int) -> None:
+        name = storage.locate(path)
         try:
-            self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            self.file = storage.open(path)
         except OSError as error:
-            raise StoreError(f"{path}: cannot be read ({error.strerror}); run `thresher store verify` on the store") from error
-        weakref.finalize(self, os.close, self.descriptor)
-        size = os.fstat(self.descriptor).st_size
-        index_bytes = 16 * n_chunks + 4
-        footer = os.pread(self.descriptor, index_bytes, max(0, size - index_bytes))
-        if len(footer) < index_bytes or struct.unpack("<I", footer[-4:])[0] != crc32c.crc32c(footer[:-4]):
-            raise StoreError(f"{path}: the index at its end is damaged; run `thresher store verify` on the store")
+            raise StoreError(f"{name}: cannot be read ({error.strerror}); run `thresher store verify` on the store") from error
+        size = self.file.size
+        footer = bytearray(16 * n_chunks + 4)
+        n_read = self.file.read_into(max(0, size - len(footer)), memoryview(footer))
+        if n_read < len(footer) or struct.unpack("<I", footer[-4:])[0] != crc32c.crc32c(footer[:-4]):
+            raise StoreError(f"{name}: the index at its end is damaged; run `thresher store verify` on the store")
         index = np.frombuffer(footer[:-4], "<u8").reshape(n_chunks, 2)
         wrong = (index[:, 0] != MISSING) & ((index[:, 1] != chunk_bytes) | (index[:, 0] + index[:, 1] > size))
         if wrong.any():
-            raise StoreError(f"{path}: chunk {int(wrong.argmax())} is not of {chunk_bytes} bytes; run `thresher store verify`")
+            raise StoreError(f"{name}: chunk {int(wrong.argmax())} is not of {chunk_bytes} bytes; run `thresher store verify`")
         self.offsets: list[int] = [-1 if offset == MISSING else int(offset) for offset in index[:, 0]]
 
 
 class ShardedArray:
     """Fast reader of arrays with whole-row chunks and no compression. Safe to use from several threads."""
 
-    def __init__(self, path: Path, shape: _Shape) -> None:
+    def __init__(self, storage: Storage, path: str, shape: _Shape) -> None:
         self.dtype = shape.dtype
         self.shape = shape.shape
         self.chunk_rows = shape.chunk_rows
-        self._path = path
+        self._name = storage.locate(path)
         self._shape = shape
         self._row_bytes = shape.row_bytes
-        self._shard = functools.lru_cache(OPEN_SHARDS)(functools.partial(_open_shard, path, shape))
+        self._shard = functools.lru_cache(OPEN_SHARDS)(functools.partial(_open_shard, storage, path, shape))
 
     def read_into(self, start: int, out: npt.NDArray[Any]) -> None:
         """Fill `out` [row, ...], contiguous, with the rows from `start` on. Raises StoreError for a damaged shard."""
@@ -78,11 +76,8 @@ class ShardedArray:
             if offset < 0:
                 target[:] = bytes(n_bytes)
                 continue
-            while target:
-                n_read = os.preadv(shard.descriptor, [target], offset)
-                if n_read == 0:
-                    raise StoreError(f"{self._path}: a shard ends too early; run `thresher store verify` on the store")
-                target, offset = target[n_read:], offset + n_read
+            if shard.file.read_into(offset, target) < n_bytes:
+                raise StoreError(f"{self._name}: a shard ends too early; run `thresher store verify` on the store")
 
     def _spans(self, start: int, stop: int) -> Iterator[tuple[Shard, int, int]]:
         """(shard, offset, bytes) of rows, in order, neighbours put together; offset -1 for a chunk that is not there."""
@@ -109,7 +104,7 @@ class ShardedArray:
 class ZarrArray:
     """Reader of every other layout, through zarr-python: slower, but it reads whatever zarr-python reads."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: str) -> None:
         array = zarr.open_array(path, mode="r")
         native = np.dtype(array.dtype)
         self.dtype = np.dtype("<u2") if native.name == "bfloat16" else native.newbyteorder("<")
@@ -127,24 +122,25 @@ ArrayReader = ShardedArray | ZarrArray
 """Reads rows of an array whose first axis is `row`; bfloat16 as uint16."""
 
 
-def open_array(path: Path) -> ArrayReader:
+def open_array(storage: Storage, path: str) -> ArrayReader:
     """The fastest reader for an array. Raises StoreError when there is none at `path`, or zarr-python cannot read it."""
+    name = storage.locate(f"{path}/zarr.json")
     try:
-        document: Any = json.loads((path / "zarr.json").read_bytes())
+        document: Any = json.loads(storage.read(f"{path}/zarr.json"))
     except (OSError, ValueError) as error:
-        raise StoreError(f"{path / 'zarr.json'}: cannot be read ({error}); run `thresher store verify` on the store") from error
+        raise StoreError(f"{name}: cannot be read ({error}); run `thresher store verify` on the store") from error
     shape = _fast_shape(document)
     if shape is not None:
-        return ShardedArray(path, shape)
+        return ShardedArray(storage, path, shape)
     try:
-        return ZarrArray(path)
+        return ZarrArray(storage.locate(path))
     except (ValueError, KeyError, TypeError) as error:
-        raise StoreError(f"{path}: zarr-python cannot read this array ({error}); run `thresher store verify`") from error
+        raise StoreError(f"{name}: zarr-python cannot read this array ({error}); run `thresher store verify`") from error
 
 
-def _open_shard(path: Path, shape: _Shape, block: int) -> Shard:
+def _open_shard(storage: Storage, path: str, shape: _Shape, block: int) -> Shard:
     key = shape.separator.join(["c", str(block), *("0" for _ in shape.shape[1:])])
-    return Shard(path / key, shape.shard_rows // shape.chunk_rows, shape.chunk_rows * shape.row_bytes)
+    return Shard(storage, f"{path}/{key}", shape.shard_rows // shape.chunk_rows, shape.chunk_rows * shape.row_bytes)
 
 
 def _fast_shape(document: Any) -> _Shape | None:

@@ -1,15 +1,13 @@
 """The open end of a store: takes batches in order and commits what is full."""
 
-from pathlib import Path
-
 from thresher.data.store.commits import START, Commit, Cursor, write_commit
 from thresher.data.store.header import Header
 from thresher.data.store.layout import MODALITIES, TABLES, ZARR, arrays_of, layer_path, rows_path
 from thresher.data.store.manifest import write_manifest
 from thresher.data.store.recovery import Committed, read_committed, roll_back
 from thresher.data.store.schema import Batch
-from thresher.data.store.shard import replace_file
-from thresher.data.store.space import SpaceWriter
+from thresher.data.store.space import SpaceWriter, update
+from thresher.data.store.storage import Storage
 from thresher.data.store.tables import TablePart
 from thresher.data.store.zarr_json import group_document, root_document
 from thresher.errors import StoreError
@@ -18,11 +16,11 @@ from thresher.errors import StoreError
 class Sink:
     """All disk work of a harvest, in one thread. OSError passes through; whatever was committed before stays."""
 
-    def __init__(self, root: Path, header: Header) -> None:
-        self._root = root
+    def __init__(self, storage: Storage, header: Header) -> None:
+        self._storage = storage
         self._header = header
-        committed = read_committed(root, header.layout)
-        roll_back(root, committed)
+        committed = read_committed(storage, header.layout)
+        roll_back(storage, committed)
         self.start = committed.start()
         """The first batch to write again, and the items before it."""
         self._end = _end(committed)
@@ -54,14 +52,14 @@ class Sink:
         cursor = Cursor(self._next_batch, 0, self._items)
         if (cursor.batch, cursor.rows) < self._end[:2]:
             raise StoreError(
-                f"{self._root}: the harvest ended before batch {cursor.batch}, but rows of batch {self._end.batch} are stored; "
-                "its input has shrunk: harvest into another `out`"
+                f"{self._storage.locate()}: the harvest ended before batch {cursor.batch}, but rows of batch "
+                f"{self._end.batch} are stored; its input has shrunk: harvest into another `out`"
             )
         for space in self._spaces.values():
             space.finish(cursor)
         if not self._is_final:
             self._commit_tables(final=True)
-        write_manifest(self._root, self._header)
+        write_manifest(self._storage, self._header)
 
     def discard(self) -> None:
         """Forget what is not committed."""
@@ -75,16 +73,16 @@ class Sink:
 
     def _open_space(self, name: str, committed: Committed) -> SpaceWriter:
         arrays = arrays_of(name, self._header.hook_points, self._header.layout)
-        space = SpaceWriter(self._root, name, arrays, committed.spaces[name])
+        space = SpaceWriter(self._storage, name, arrays, committed.spaces[name])
         space.skip_to(committed.cursor(name))
         return space
 
     def _commit_tables(self, *, final: bool) -> None:
         cursor = Cursor(self._next_batch, 0, self._items)
-        files = self._part.write(self._root, self._parts)
+        files = self._part.write(self._storage, self._parts)
         idle = [name for name, space in self._spaces.items() if space.is_idle]
         rows = self._part.n_items
-        write_commit(self._root, TABLES, Commit(self._parts, rows, sum(self._items.values()), files, cursor, final, idle))
+        write_commit(self._storage, TABLES, Commit(self._parts, rows, sum(self._items.values()), files, cursor, final, idle))
         self._parts, self._part, self._table_cursor, self._is_final = self._parts + 1, TablePart(), cursor, final
 
     def _write_documents(self) -> None:
@@ -95,9 +93,7 @@ class Sink:
             documents[layer_path(spec.name)] = group_document(attributes)
             documents[rows_path(spec.space)] = group_document({"space": spec.space, "modality": spec.modality})
         for folder, document in documents.items():
-            path = self._root / folder / "zarr.json"
-            if not path.exists() or path.read_bytes() != document:
-                replace_file(path, document)
+            update(self._storage, f"{folder}/zarr.json", document)
         for space in self._spaces.values():
             space.write_documents()
 

@@ -3,7 +3,6 @@
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,8 @@ from thresher.data.store import moments
 from thresher.data.store.commits import START, Commit, Cursor, write_commit
 from thresher.data.store.layout import ArraySpec, moments_path
 from thresher.data.store.schema import Rows
-from thresher.data.store.shard import STORAGE, AtomicFile, StoredFile, replace_file, shard_index, write_file
+from thresher.data.store.shard import STORAGE, shard_index
+from thresher.data.store.storage import NewFile, Storage, StoredFile, write_file
 from thresher.data.store.zarr_json import array_document
 
 SYNCS = 16
@@ -25,14 +25,14 @@ SYNCS = 16
 class Column:
     """One array of a row space: fills a chunk, and writes it to the shard when it is full."""
 
-    def __init__(self, root: Path, spec: ArraySpec) -> None:
+    def __init__(self, storage: Storage, spec: ArraySpec) -> None:
         self.spec = spec
-        self._root = root
+        self._storage = storage
         shape = (spec.chunk_rows,) if spec.width is None else (spec.chunk_rows, spec.width)
         self._chunk = np.zeros(shape, STORAGE[spec.data_type])
         self._filled = 0
         self._n_chunks = 0
-        self._shard: AtomicFile | None = None
+        self._shard: NewFile | None = None
         self.moments = moments.empty_state(spec.width or 1)
 
     def append(self, values: npt.NDArray[Any], block: int) -> None:
@@ -62,7 +62,7 @@ class Column:
 
     def _flush(self, block: int) -> None:
         if self._shard is None:
-            self._shard = AtomicFile(self._root / self.spec.shard_path(block))
+            self._shard = self._storage.create(self.spec.shard_path(block))
         if self.spec.hook_point is not None:
             moments.add_rows(self.moments, self._chunk[: self._filled])
         self._chunk[self._filled :] = 0
@@ -74,14 +74,14 @@ class Column:
 class SpaceWriter:
     """Appends batches to the arrays of one row space, from where its committed blocks end."""
 
-    def __init__(self, root: Path, space: str, arrays: Sequence[ArraySpec], commits: Sequence[Commit]) -> None:
+    def __init__(self, storage: Storage, space: str, arrays: Sequence[ArraySpec], commits: Sequence[Commit]) -> None:
         self.space = space
         self.cursor = commits[-1].cursor if commits else START
         """What is stored for good."""
         self.rows_stored = commits[-1].rows_end if commits else 0
         self.is_final = bool(commits) and commits[-1].final
-        self._root = root
-        self._columns = [Column(root, spec) for spec in arrays]
+        self._storage = storage
+        self._columns = [Column(storage, spec) for spec in arrays]
         self._shard_rows = arrays[0].shard_rows
         self._block = len(commits)
         self._filled = 0
@@ -126,10 +126,7 @@ class SpaceWriter:
     def write_documents(self) -> None:
         """Let each `zarr.json` tell the committed rows, where it does not. They follow from the commits: no need to wait."""
         for column in self._columns:
-            path = self._root / column.spec.path / "zarr.json"
-            document = array_document(column.spec, self.rows_stored)
-            if not path.exists() or path.read_bytes() != document:
-                replace_file(path, document)
+            update(self._storage, f"{column.spec.path}/zarr.json", array_document(column.spec, self.rows_stored))
 
     def _values(self, rows: Rows, first_item: int) -> Iterator[tuple[str, npt.NDArray[Any]]]:
         describing = {"item": rows.item + first_item, "position": rows.position, "token_id": rows.token_id, **rows.columns}
@@ -148,9 +145,11 @@ class SpaceWriter:
                 files.update(zip(paths, stored, strict=True))
             states = {c.spec.hook_point: c.moments for c in self._columns if c.spec.hook_point is not None}
             path = moments_path(self.space, self._block)
-            files[path] = write_file(self._root / path, [moments.dump_states(states)])
+            files[path] = write_file(self._storage, path, [moments.dump_states(states)])
         self.rows_stored += self._filled
-        write_commit(self._root, self.space, Commit(self._block, self._filled, self.rows_stored, files, cursor, final, idle=()))
+        write_commit(
+            self._storage, self.space, Commit(self._block, self._filled, self.rows_stored, files, cursor, final, idle=())
+        )
         for column in self._columns:
             column.moments = moments.empty_state(column.spec.width or 1)
         self.cursor, self.is_final = cursor, final
@@ -163,3 +162,9 @@ def as_numpy(values: Tensor) -> npt.NDArray[Any]:
     if values.dtype == torch.bfloat16:
         return values.detach().view(torch.int16).numpy().view(np.uint16)
     return values.detach().numpy()
+
+
+def update(storage: Storage, path: str, content: bytes) -> None:
+    """Write a small derived file where it is missing or says something else."""
+    if storage.size(path) is None or storage.read(path) != content:
+        storage.replace(path, content)

@@ -4,7 +4,6 @@
 # pyarrow is not typed
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,7 +11,7 @@ import pyarrow.parquet as pq
 from thresher.data.records import Modality
 from thresher.data.store.layout import MODALITIES, table_path
 from thresher.data.store.schema import Batch, Item
-from thresher.data.store.shard import StoredFile, write_file
+from thresher.data.store.storage import Storage, StoredFile, Stream, write_file
 
 _CONCEPTS = ("concepts", pa.list_(pa.int32()))
 SCHEMA: Mapping[str, pa.Schema] = {
@@ -47,28 +46,28 @@ class TablePart:
         """Items of both modalities."""
         return sum(len(items) for items in self._items.values())
 
-    def write(self, root: Path, block: int) -> dict[str, StoredFile]:
+    def write(self, storage: Storage, block: int) -> dict[str, StoredFile]:
         """Write the tables that have rows; the files by their path."""
         tables = {f"items/{modality}": _items_table(modality, items) for modality, items in self._items.items()}
         tables["pairs"] = pa.Table.from_arrays(_columns(self._pairs, 2, SCHEMA["pairs"]), schema=SCHEMA["pairs"])
         return {
-            table_path(name, block): write_file(root / table_path(name, block), [_serialize(table)])
+            table_path(name, block): write_file(storage, table_path(name, block), [_serialize(table)])
             for name, table in tables.items()
             if table.num_rows
         }
 
 
-def read_table(root: Path, name: str, paths: Sequence[str], columns: Sequence[str] | None) -> pa.Table:
+def read_table(storage: Storage, name: str, paths: Sequence[str], columns: Sequence[str] | None) -> pa.Table:
     """The parts of one table, put together. OSError or pyarrow.ArrowException when a part is missing or damaged."""
     schema = SCHEMA[name]
     if columns is not None:
         schema = pa.schema([schema.field(column) for column in columns])
-    parts = [_read_part(root / path, schema) for path in paths if path.startswith(f"{name}/")]
+    parts = [_read_part(storage, path, schema) for path in paths if path.startswith(f"{name}/")]
     return pa.concat_tables([schema.empty_table(), *parts])
 
 
-def _read_part(path: Path, schema: pa.Schema) -> pa.Table:
-    with pq.ParquetFile(path) as file:
+def _read_part(storage: Storage, path: str, schema: pa.Schema) -> pa.Table:
+    with Stream(storage.open(path)) as stream, pq.ParquetFile(stream) as file:
         return file.read(schema.names).cast(schema)
 
 

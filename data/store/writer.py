@@ -12,9 +12,9 @@ from thresher.data.records import Concept
 from thresher.data.store.checks import check_batch, check_columns
 from thresher.data.store.header import Header, check_same, plain, read_header, write_header
 from thresher.data.store.layout import MANIFEST, RUN, ZARR, Layout, check_hook_points, plan_layout
-from thresher.data.store.lock import WriterLock
 from thresher.data.store.schema import Batch, HookPointSpec
 from thresher.data.store.sink import Sink
+from thresher.data.store.storage import open_storage
 from thresher.errors import StoreError
 
 QUEUED_BATCHES = 2
@@ -47,14 +47,14 @@ class StoreWriter:
         if items_per_shard is not None and items_per_shard < 1:
             raise StoreError(f"{path}: items_per_shard={items_per_shard}: give at least 1, or None for an automatic choice")
         self._path = path
+        self._storage = open_storage(path)
         self._header = Header(plain(dict(identity)), tuple(hook_points), tuple(concepts), Layout({}, 0))
         self._items_per_shard = items_per_shard
         self._sink: Sink | None = None
         self._error: BaseException | None = None
         self.is_complete = False
         with self._explain_errors():
-            path.mkdir(parents=True, exist_ok=True)
-            self._lock = WriterLock(path)
+            self._lock = self._storage.lock()
         try:
             self._resume()
         except BaseException:
@@ -106,25 +106,25 @@ class StoreWriter:
         self._lock.release()
 
     def _resume(self) -> None:
-        if not (self._path / RUN).exists():
-            if (self._path / ZARR).exists():
+        if self._storage.size(RUN) is None:
+            if any(True for _ in self._storage.list_files(ZARR)):
                 raise StoreError(f"{self._path}: holds {ZARR} but no {RUN}: not ours to continue; choose another `out`")
             return
-        stored = read_header(self._path)
-        is_complete = (self._path / MANIFEST).exists()
-        check_same(self._path, stored, self._header, is_complete=is_complete)
+        stored = read_header(self._storage)
+        is_complete = self._storage.size(MANIFEST) is not None
+        check_same(self._storage, stored, self._header, is_complete=is_complete)
         if is_complete:
             raise StoreError(f"{self._path}: this store is complete; open it with open_store, or choose another `out`")
         self._header = self._header._replace(layout=stored.layout)
         with self._explain_errors():
-            self._sink = Sink(self._path, self._header)
+            self._sink = Sink(self._storage, self._header)
 
     def _create(self, first: Batch | None) -> None:
         layout = plan_layout(self._header.hook_points, first, self._items_per_shard)
         self._header = self._header._replace(layout=layout)
         with self._explain_errors():
-            write_header(self._path, self._header)
-            self._sink = Sink(self._path, self._header)
+            write_header(self._storage, self._header)
+            self._sink = Sink(self._storage, self._header)
 
     def _work(self) -> None:
         while (batch := self._queue.get()) is not None:

@@ -18,6 +18,7 @@ from thresher.data.store.layout import ArraySpec, activations_path
 from thresher.data.store.shard import STORAGE
 from thresher.data.store.sharded import ShardedArray, open_array
 from thresher.data.store.space import Column
+from thresher.data.store.storage import open_storage
 from thresher.data.store.zarr_json import array_document
 from thresher.testing.store import CONCEPTS, HOOK_POINTS, IDENTITY, expected_items, expected_rows, tree, write_store
 
@@ -102,7 +103,7 @@ def test_shards_of_many_chunks_are_those_of_other_writers(rows, width, data_type
     spec = ArraySpec("own", data_type, width, shard_rows=16, chunk_rows=4, hook_point=None)
     stored = np.random.default_rng(rows).integers(0, 255, (rows, width or 1), np.uint8).astype(STORAGE[data_type])
     stored = stored[:, 0] if width is None else stored
-    column = Column(tmp_path, spec)
+    column = Column(open_storage(tmp_path), spec)
     for block, start in enumerate(range(0, rows, 16)):
         for first in range(start, min(start + 16, rows), 3):
             column.append(stored[first : min(first + 3, start + 16)], block)
@@ -116,7 +117,7 @@ def test_shards_of_many_chunks_are_those_of_other_writers(rows, width, data_type
         zarr.open_array(tmp_path / "zarr", mode="r+")[:] = native
     open_tensorstore(tmp_path / "tensorstore").write(native).result()
     assert tree(tmp_path / "own") == tree(tmp_path / "zarr") == tree(tmp_path / "tensorstore")
-    reader, out = open_array(tmp_path / "own"), np.empty_like(stored)
+    reader, out = open_array(open_storage(tmp_path), "own"), np.empty_like(stored)
     assert isinstance(reader, ShardedArray)
     reader.read_into(0, out)
     np.testing.assert_array_equal(out, stored)

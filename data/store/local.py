@@ -1,0 +1,177 @@
+"""A store on a file system of this machine: temporary file, fsync, rename, fsync of the folder."""
+
+import contextlib
+import fcntl
+import os
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+
+import crc32c
+
+from thresher.data.store.layout import LOCK
+from thresher.data.store.storage import StoredFile
+from thresher.errors import StoreError
+from thresher.files import sync_folder
+
+
+class LocalStorage:
+    """The folder `root`."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def locate(self, path: str = "") -> str:
+        """The full name of a file."""
+        return str(self._root / path)
+
+    def size(self, path: str) -> int | None:
+        """Bytes of a file, None when it is not there."""
+        try:
+            return (self._root / path).stat().st_size
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def list_files(self, folder: str) -> Iterator[str]:
+        """The files in a folder and below, in order."""
+        for parent, subfolders, names in os.walk(self._root / folder):
+            subfolders.sort()
+            for name in sorted(names):
+                yield (Path(parent) / name).relative_to(self._root).as_posix()
+
+    def read(self, path: str) -> bytes:
+        """All of a small file."""
+        return (self._root / path).read_bytes()
+
+    def open(self, path: str) -> "LocalFile":
+        """Open a file for reading at any place."""
+        return LocalFile(self._root / path)
+
+    def create(self, path: str) -> "AtomicFile":
+        """Begin a file."""
+        return AtomicFile(self._root / path)
+
+    def replace(self, path: str, content: bytes) -> None:
+        """Replace a small file in one step, without waiting for the disk."""
+        target = self._root / path
+        make_folder(target.parent)
+        partial = partial_name(target)
+        partial.write_bytes(content)
+        partial.replace(target)
+
+    def sync(self, path: str) -> None:
+        """Make durable what `replace` wrote."""
+        with (self._root / path).open("rb") as file:
+            os.fsync(file.fileno())
+        sync_folder((self._root / path).parent)
+
+    def delete(self, path: str) -> None:
+        """Remove a file."""
+        (self._root / path).unlink(missing_ok=True)
+
+    def lock(self) -> "WriterLock":
+        """Make the folder if it is missing and become its only writer."""
+        self._root.mkdir(parents=True, exist_ok=True)
+        return WriterLock(self._root)
+
+
+class LocalFile:
+    """A file that is open for reading."""
+
+    def __init__(self, path: Path) -> None:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._descriptor = descriptor
+        self._close = weakref.finalize(self, os.close, descriptor)
+        self.size = os.fstat(descriptor).st_size
+
+    def read_into(self, offset: int, target: memoryview) -> int:
+        """Fill `target` with the bytes from `offset` on."""
+        done = 0
+        while done < len(target):
+            n_read = os.preadv(self._descriptor, [target[done:]], offset + done)
+            if n_read == 0:
+                break
+            done += n_read
+        return done
+
+    def close(self) -> None:
+        """Give back the descriptor."""
+        self._close()
+
+
+class AtomicFile:
+    """A file that appears under its name when it is whole and durable; until then it is `.<name>.partial` beside it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._partial = partial_name(path)
+        self._bytes = 0
+        self._crc = 0
+        self._folders = [path.parent, *make_folder(path.parent)]
+        self._descriptor = os.open(self._partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+
+    @property
+    def checksum(self) -> str:
+        """Of all that was appended."""
+        return f"{self._crc:08x}"
+
+    def append(self, buffer: memoryview | bytes) -> None:
+        """Write a contiguous buffer behind what is there."""
+        left = memoryview(buffer).cast("B")
+        self._bytes += len(left)
+        self._crc = crc32c.crc32c(left, self._crc)
+        while left:
+            left = left[os.write(self._descriptor, left) :]
+
+    def commit(self) -> StoredFile:
+        """Make it durable and give it its name."""
+        os.fsync(self._descriptor)
+        self._close()
+        self._partial.replace(self.path)
+        for folder in self._folders:
+            sync_folder(folder)
+        return StoredFile(self._bytes, self.checksum)
+
+    def discard(self) -> None:
+        """Forget it; nothing of it stays. Must not follow `commit`."""
+        with contextlib.suppress(OSError):
+            self._close()
+        with contextlib.suppress(OSError):
+            self._partial.unlink(missing_ok=True)
+
+    def _close(self) -> None:
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+
+class WriterLock:
+    """An exclusive flock on the file `.lock`."""
+
+    def __init__(self, root: Path) -> None:
+        self._descriptor = os.open(root / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(self._descriptor)
+            raise StoreError(f"{root}: another harvest is writing this store; wait for it, or choose another `out`") from error
+
+    def release(self) -> None:
+        """Let another writer in."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+def partial_name(path: Path) -> Path:
+    """What a file is called while it is being written."""
+    return path.with_name(f".{path.name}.partial")
+
+
+def make_folder(path: Path) -> list[Path]:
+    """Create a folder and its parents; gives the folders that must be synced to make that durable."""
+    if path.is_dir():
+        return []
+    changed = make_folder(path.parent)
+    path.mkdir(exist_ok=True)
+    return [path.parent, *changed]
