@@ -25,19 +25,19 @@ ATOMS_PER_CANDIDATE = 16
 CANDIDATES_AT_LEAST = 64
 
 
-def prepare_gram(dictionary: Float[Tensor, "d_sae d_in"]) -> Prepared:
-    """The Gram matrix in float32."""
-    return Prepared("numba_gram", dictionary, compute_gram(dictionary))
+def prepare_gram(dictionary: Float[Tensor, "d_sae d_in"], reuse: Prepared | None = None) -> Prepared:
+    """The Gram matrix in float32, in the memory of that of `reuse` if given."""
+    return Prepared("numba_gram", dictionary, compute_gram(dictionary, reuse.gram if reuse else None))
 
 
-def prepare_certified(dictionary: Float[Tensor, "d_sae d_in"]) -> Prepared:
+def prepare_certified(dictionary: Float[Tensor, "d_sae d_in"], reuse: Prepared | None = None) -> Prepared:
     """The dictionary in bfloat16, its Gram matrix computed and stored in bfloat16, and bounds of what that loses.
 
     bfloat16 has 8 bits: a number below 2^e is off by at most 2^(e-9). The rounding of the sums behind the stored numbers
     is not in `gram_error`; the pursuit adds it.
     """
     low = dictionary.bfloat16()
-    gram = compute_gram(low)
+    gram = compute_gram(low, reuse.gram if reuse else None)
     largest = largest_off_diagonal(gram)
     gram_error = torch.where(largest > 0, torch.ldexp(torch.ones_like(largest), torch.frexp(largest).exponent - 9), 0)
     return Prepared("numba_certified", dictionary, gram, low, (dictionary - low).norm(dim=1), gram_error)

@@ -16,16 +16,22 @@ LINE = 64
 """Bytes of a cache line, the side of the squares that are transposed: measured twice as fast as other sizes."""
 
 
-def compute_gram(dictionary: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, "d_sae d_sae"]:
-    """Inner products of all atoms, in the dictionary's type: half of them computed, the rest copied across the diagonal."""
+def compute_gram(
+    dictionary: Float[Tensor, "d_sae d_in"], out: Float[Tensor, "d_sae d_sae"] | None = None
+) -> Float[Tensor, "d_sae d_sae"]:
+    """Inner products of all atoms, in the dictionary's type: half of them computed, the rest copied across the diagonal.
+
+    Written into `out` if given, whose memory is there already.
+    """
     n = dictionary.shape[0]
-    # Memory from numpy comes in huge pages on Linux: 4 ms instead of 16 until 32 MB are there.
-    bits = np.empty((n, n), np.int16 if dictionary.dtype == torch.bfloat16 else np.int32)
-    gram = torch.from_numpy(bits).view(dictionary.dtype)
+    kind = torch.int16 if dictionary.dtype == torch.bfloat16 else torch.int32
+    # New memory from numpy comes in huge pages on Linux: 4 ms instead of 16 until 32 MB are there.
+    memory = torch.from_numpy(np.empty((n, n * dictionary.element_size()), np.uint8)) if out is None else out
+    gram = memory.view(dictionary.dtype)
     for start in range(0, n, GRAM_BLOCK):
         stop = min(start + GRAM_BLOCK, n)
         torch.mm(dictionary[start:stop], dictionary[start:].T, out=gram[start:stop, start:])
-    share_rows(n, mirror, bits)
+    share_rows(n, mirror, gram.view(kind).numpy())
     return gram
 
 
