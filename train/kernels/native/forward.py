@@ -75,7 +75,7 @@ def run_certified(
     """
     if candidates_at_most is None:
         candidates_at_most = max(len(prepared.dictionary) // ATOMS_PER_CANDIDATE, CANDIDATES_AT_LEAST)
-    tables, terms = _tabulate(prepared, candidates_at_most), _read(rule)
+    tables, terms = tabulate(prepared, candidates_at_most), _read(rule)
     assert prepared.low is not None
     indices, values, residual = found = _allocate(x, rule.k)
     counts = torch.zeros(len(x), 2, dtype=torch.int64)
@@ -87,7 +87,7 @@ def run_certified(
     return found, counts
 
 
-def _tabulate(prepared: Prepared, candidates_at_most: int) -> Tables:
+def tabulate(prepared: Prepared, candidates_at_most: int) -> Tables:
     assert prepared.low is not None
     assert prepared.low_error is not None
     assert prepared.gram is not None
