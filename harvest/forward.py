@@ -1,6 +1,6 @@
 """Prepared batches through the model to rows on the CPU, the copy of one batch beside the forward pass of the next."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -12,9 +12,14 @@ from thresher.errors import ModelError
 from thresher.harvest.adapters import Adapter
 from thresher.harvest.adapters.base import HookPoint
 from thresher.harvest.adapters.weights import torch_dtype
+from thresher.harvest.outliers import clip_rows, find_outliers
 from thresher.harvest.prepare import Chunk, Prepared
-from thresher.harvest.rows import RowIndex, find_nonfinite, gather
+from thresher.harvest.rows import RowIndex, average, describe_rows, find_nonfinite, find_order, gather, name_space
 from thresher.harvest.settings import HarvestConfig
+
+
+SEVERITY = {"clipped": 0, "outlier": 1, "nonfinite": 2}
+"""What can be wrong with single rows of an item, the worst last."""
 
 
 class _Launched(NamedTuple):
@@ -29,8 +34,11 @@ class _Launched(NamedTuple):
 class Reader:
     """Reads the hook points of one model for batch after batch."""
 
-    def __init__(self, settings: HarvestConfig, adapter: Adapter, hook_points: Sequence[HookPoint]) -> None:
+    def __init__(
+        self, settings: HarvestConfig, adapter: Adapter, hook_points: Sequence[HookPoint], bounds: Mapping[str, float]
+    ) -> None:
         self._settings = settings
+        self._bounds = bounds
         self._adapter = adapter
         self._hook_points = hook_points
 
@@ -57,6 +65,8 @@ class Reader:
                 captured = self._adapter.capture(chunk.inputs.send(device), points)
                 for point in points:
                     rows = gather(captured[point.name], index[point.level], point.level)
+                    if point.level == "tokens" and self._settings.pool == "mean":
+                        rows = average(rows, index["tokens"].item)
                     kept = rows.to(torch_dtype(self._settings.dtype)).to("cpu", non_blocking=True)
                     values[point.name].append(kept)
         if device.type != "cuda":
@@ -69,15 +79,15 @@ class Reader:
         if launched.done is not None:
             launched.done.synchronize()
         items: dict[Modality, list[Item]] = {modality: list(found) for modality, found in launched.prepared.items.items()}
-        rows = {space: self._collect(launched, space, items) for space in {point.space: None for point in self._hook_points}}
+        spaces = dict.fromkeys(name_space(point, self._settings.pool) for point in self._hook_points)
+        rows = {space: self._collect(launched, space, items) for space in spaces}
         return Batch(launched.prepared.number, items, launched.prepared.pairs, rows)
 
     def _collect(self, launched: _Launched, space: str, items: dict[Modality, list[Item]]) -> Rows:
-        """The rows of one space; items with values that are not finite are marked in `items`."""
-        points = [point for point in self._hook_points if point.space == space]
+        """The rows of one space; items some of whose rows are left out or changed are marked in `items`."""
+        points = [point for point in self._hook_points if name_space(point, self._settings.pool) == space]
         modality = points[0].modality
-        chunks = [chunk for chunk in launched.prepared.chunks if chunk.inputs.modality == modality]
-        index = [(chunk, _rows_of(chunk, points[0])) for chunk in chunks]
+        index = [(chunk, _rows_of(chunk, space)) for chunk in launched.prepared.chunks if chunk.inputs.modality == modality]
         item = _join([chunk.item[rows.item] for chunk, rows in index], torch.int64)
         position = _join([rows.position for _, rows in index], torch.int32)
         token_id = None
@@ -86,13 +96,39 @@ class Reader:
             found = [known[rows.item, rows.position] for known, (_, rows) in zip(ids, index, strict=True) if known is not None]
             token_id = _join(found, torch.int32)
         values = {point.name: _join_values(launched.values[point.name], point, self._settings) for point in points}
-        bad = self._check(values, item, position, items[modality])
-        if bad is None:
-            return Rows(item, position, token_id, values)
-        kept = {name: value[~bad] for name, value in values.items()}
-        return Rows(item[~bad], position[~bad], token_id[~bad] if token_id is not None else None, kept)
+        rows = Rows(item, position, token_id, values, self._describe(index, space, modality))
+        order = find_order(item)
+        rows = rows if order is None else _pick(rows, order)
+        bad = self._check(rows.activations, rows.item, rows.position, items[modality])
+        rows = rows if bad is None else _pick(rows, ~bad)
+        return self._treat_outliers(rows, items[modality])
 
-    def _check(self, values: dict[str, Tensor], item: Tensor, position: Tensor, items: list[Item]) -> Tensor | None:
+    def _describe(self, index: Sequence[tuple[Chunk, RowIndex]], space: str, modality: Modality) -> dict[str, Tensor]:
+        """The columns of token rows: their kind, and where an image can be in the sequence the place of the patch."""
+        if not space.endswith(".tokens"):
+            return {}
+        has_patches = modality == "image" or self._adapter.reads_pairs
+        names = {"kind": torch.int8} | ({"patch_row": torch.int16, "patch_column": torch.int16} if has_patches else {})
+        parts = [describe_rows(chunk.inputs.layout, rows, has_patches=has_patches) for chunk, rows in index]
+        return {name: _join([part[name] for part in parts], dtype) for name, dtype in names.items()}
+
+    def _treat_outliers(self, rows: Rows, items: list[Item]) -> Rows:
+        """Leave out or scale down rows above the bound of a hook point, as the policy says, and mark their items."""
+        policy = self._settings.outliers
+        found = {
+            name: find_outliers(rows.activations[name], self._bounds[name]) for name in rows.activations if name in self._bounds
+        }
+        found = {name: above for name, above in found.items() if above.any()}
+        if policy is None or not found:
+            return rows
+        above = torch.stack(list(found.values())).any(dim=0)
+        _mark(items, rows.item[above], "outlier" if policy.action == "drop" else "clipped")
+        if policy.action == "drop":
+            return _pick(rows, ~above)
+        clipped = {name: clip_rows(rows.activations[name], self._bounds[name], mask) for name, mask in found.items()}
+        return rows._replace(activations={**rows.activations, **clipped})
+
+    def _check(self, values: Mapping[str, Tensor], item: Tensor, position: Tensor, items: list[Item]) -> Tensor | None:
         """Marks the rows to drop, or None; the items they belong to get the status `nonfinite`."""
         bad: Tensor | None = None
         for name, value in values.items():
@@ -104,8 +140,7 @@ class Reader:
                 raise ModelError(self._explain(name, value[row], items[int(item[row])].key, int(position[row])))
             bad = found if bad is None else bad | found
         if bad is not None:
-            for place in item[bad].unique().tolist():
-                items[place] = items[place]._replace(status="nonfinite")
+            _mark(items, item[bad], "nonfinite")
         return bad
 
     def _explain(self, name: str, value: Tensor, key: str, position: int) -> str:
@@ -119,8 +154,34 @@ class Reader:
         )
 
 
-def _rows_of(chunk: Chunk, point: HookPoint) -> RowIndex:
-    return chunk.tokens if point.level == "tokens" else chunk.items
+def _rows_of(chunk: Chunk, space: str) -> RowIndex:
+    return {"tokens": chunk.tokens, "means": chunk.means, "items": chunk.items}[space.partition(".")[2]]
+
+
+def _pick(rows: Rows, which: Tensor) -> Rows:
+    """Some of the rows, by mask or by index."""
+    token_id = None if rows.token_id is None else rows.token_id[which]
+    activations = {name: values[which] for name, values in rows.activations.items()}
+    columns = {name: values[which] for name, values in rows.columns.items()}
+    return Rows(rows.item[which], rows.position[which], token_id, activations, columns)
+
+
+def _mark(items: list[Item], item: Tensor, status: str) -> None:
+    """Give the items of rows a status with the number of rows it concerns in all row spaces together.
+
+    Where an item has rows of several sorts, it keeps the worst: nonfinite, then outlier, then clipped.
+    """
+    for place, n in zip(*(found.tolist() for found in item.unique(return_counts=True)), strict=True):
+        before, n_before = split_status(items[place].status)
+        if SEVERITY.get(before, -1) <= SEVERITY[status]:
+            n_rows = n + (n_before if before == status else 0)
+            items[place] = items[place]._replace(status=f"{status}: {n_rows} rows")
+
+
+def split_status(status: str) -> tuple[str, int]:
+    """The first word of an item's status and the number of rows that it concerns, 0 where it names none."""
+    word, _, rest = status.partition(": ")
+    return word, int(rest.removesuffix(" rows")) if word in SEVERITY else 0
 
 
 def _join(parts: Sequence[Tensor], dtype: torch.dtype) -> Tensor:

@@ -1,56 +1,85 @@
 """The harvest: a source through a model into a store, resumable at any point."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from thresher.data.records import Modality, Source
-from thresher.data.sources import open_source
+from thresher.data.sources import InMemory, open_source
 from thresher.data.store import Batch, HookPointSpec, StoreWriter, open_store
 from thresher.devices import find_device
-from thresher.errors import ConfigError, SourceError, StoreError
+from thresher.errors import ConfigError, ModelError, SourceError, StoreError
 from thresher.harvest.adapters import Adapter, open_adapter
 from thresher.harvest.adapters.base import HookPoint
-from thresher.harvest.forward import Reader
+from thresher.harvest.decoding import DecodingProcesses, Transform, check_picklable
+from thresher.harvest.forward import Reader, split_status
+from thresher.harvest.outliers import find_bounds
 from thresher.harvest.prepare import Preparer, prepare_ahead
-from thresher.harvest.rows import select_tokens
+from thresher.harvest.rows import name_space, select_tokens
 from thresher.harvest.settings import HarvestConfig
 from thresher.progress import log, progress
 from thresher.runs import refuse_foreign, write_provenance
 
-VERSION = 1
+VERSION = 2
 """Part of a harvest's identity; raise it when the same settings would give other bytes."""
 
 __all__ = ["HarvestConfig", "run"]
 
 
-def run(config: HarvestConfig) -> Path:
+def run(config: HarvestConfig, *, source: Source | None = None) -> Path:
     """Harvest into `config.out` and return it; goes on where it was stopped, returns at once when it is finished.
+
+    `source` gives the records of a configuration whose source is `in-memory`: `MemorySource(examples)`, or any `Source`.
 
     Raises ConfigError (`out` holds other things), SourceError (missing, empty, unreadable), ModelError (cannot be loaded,
     unknown hook point, values that are not finite), StoreError (another harvest's store, no space left). What is committed
     survives all of them.
     """
     refuse_foreign(config.out, ["run.json"])
-    source = open_source(config.source)
+    source = _open_source(config, source)
     if len(source) == 0:
         raise SourceError(f"source {config.source.kind}: no records; the source is empty")
     adapter = open_adapter(config.model, find_device(config.device))
     hook_points = _resolve(config, source, adapter)
     modalities: list[Modality] = [known for known in source.modalities if any(point.modality == known for point in hook_points)]
     prepare = Preparer(config, source, adapter, modalities)
-    identity = _identify(config, source, adapter, hook_points, prepare.n_records)
+    bounds = find_bounds(config.outliers, [point.name for point in hook_points])
+    identity = _identify(config, source, adapter, hook_points, prepare.n_records) | _identify_rows(config, bounds)
     if _is_finished(config.out, identity):
         log(f"harvest: {config.out} is complete")
         return config.out
-    specs = [HookPointSpec(point.name, point.modality, point.space, point.width, config.dtype) for point in hook_points]
+    spaces = {point.name: name_space(point, config.pool) for point in hook_points}
+    specs = [HookPointSpec(point.name, point.modality, spaces[point.name], point.width, config.dtype) for point in hook_points]
     with StoreWriter(config.out, identity, specs, source.concepts, items_per_shard=config.items_per_shard) as writer:
         write_provenance(config.out, config, {"source": source.fingerprint, "model": adapter.identity["weights"]})
-        _fill(writer, config, adapter, hook_points, prepare)
+        with _decoder(config, adapter, prepare) as prepare:
+            _fill(writer, config, Reader(config, adapter, hook_points, bounds), prepare)
     return config.out
+
+
+def _open_source(config: HarvestConfig, given: Source | None) -> Source:
+    if given is None:
+        return open_source(config.source)
+    if not isinstance(config.source, InMemory):
+        raise ConfigError(f"source: records are given, but source.kind is {config.source.kind!r}; say in-memory")
+    return given
+
+
+@contextmanager
+def _decoder(config: HarvestConfig, adapter: Adapter, prepare: Preparer) -> Generator[Preparer, None, None]:
+    """The preparer that decodes where the configuration says, while the block runs."""
+    if config.decode == "threads":
+        yield prepare
+        return
+    transform: Transform | None = getattr(adapter, "image_transform", None)
+    if transform is not None:
+        check_picklable(transform)
+    with DecodingProcesses(config.workers) as processes:
+        yield prepare.decode_in(processes, transform)
 
 
 def _resolve(config: HarvestConfig, source: Source, adapter: Adapter) -> tuple[HookPoint, ...]:
@@ -66,7 +95,10 @@ def _resolve(config: HarvestConfig, source: Source, adapter: Adapter) -> tuple[H
     if ("image", "tokens") in kinds:
         select_tokens(adapter.prepare_images([Image.new("RGB", (64, 64))]).layout, config.image_rows)
     if ("text", "tokens") in kinds:
-        select_tokens(adapter.prepare_texts(["a"]).layout, config.text_rows)
+        if config.text_rows == "image" and not adapter.reads_pairs:
+            raise ModelError("text_rows=image: this model reads texts without images; use all, text, content, last or eot")
+        if not adapter.reads_pairs:
+            select_tokens(adapter.prepare_texts(["a"]).layout, config.text_rows)
     return hook_points
 
 
@@ -89,6 +121,15 @@ def _identify(
     }
 
 
+def _identify_rows(config: HarvestConfig, bounds: Mapping[str, float]) -> dict[str, Any]:
+    """What decides rows beside the policies: only what is asked for, so that a harvest without it stays the same."""
+    outliers = {"outliers": {"action": config.outliers.action, "bounds": dict(bounds)}} if config.outliers else {}
+    subset = {"positions_per_item": f"{config.positions_per_item} by seed {config.seed}"} if config.positions_per_item else {}
+    pool = {"pool": config.pool} if config.pool != "none" else {}
+    passes = {"text_passes": config.text_passes} if config.text_passes != "source" else {}
+    return outliers | subset | pool | passes
+
+
 def _is_finished(out: Path, identity: Mapping[str, Any]) -> bool:
     """Whether the folder holds this very harvest, complete; what is wrong with anything else, the writer says."""
     if not out.is_dir():
@@ -100,9 +141,7 @@ def _is_finished(out: Path, identity: Mapping[str, Any]) -> bool:
     return store.is_complete and store.identity == identity
 
 
-def _fill(
-    writer: StoreWriter, config: HarvestConfig, adapter: Adapter, hook_points: Sequence[HookPoint], prepare: Preparer
-) -> None:
+def _fill(writer: StoreWriter, config: HarvestConfig, reader: Reader, prepare: Preparer) -> None:
     first = writer.next_batch
     if first:
         log(f"harvest: resuming {config.out} at record {first * config.batch_size} of {prepare.n_records}")
@@ -110,7 +149,7 @@ def _fill(
     n_left = prepare.n_records - first * config.batch_size
     with progress("harvest", n_left, "records") as advance:
         prepared = prepare_ahead(prepare, range(first, prepare.n_batches), config.workers)
-        for batch in Reader(config, adapter, hook_points).read(prepared):
+        for batch in reader.read(prepared):
             writer.write(batch)
             counts += _count(batch)
             advance(min(config.batch_size, prepare.n_records - batch.index * config.batch_size))
@@ -123,6 +162,9 @@ def _count(batch: Batch) -> Counter[str]:
     for modality, items in batch.items.items():
         counts[modality] += len(items)
         counts.update(item.status.partition(":")[0] for item in items)
+        for item in items:
+            status, n_rows = split_status(item.status)
+            counts[f"{status} rows"] += n_rows
     for rows in batch.rows.values():
         counts["rows"] += sum(len(values) for values in rows.activations.values())
         counts["bytes"] += sum(values.nbytes for values in rows.activations.values())
@@ -133,5 +175,7 @@ def _describe(counts: Mapping[str, int]) -> str:
     items: list[Modality] = ["image", "text"]
     parts = [f"{counts[modality]} {modality} items" for modality in items if counts[modality]]
     parts += [f"{counts['rows']} rows", f"{counts['bytes'] / 1e9:.3g} GB"]
-    parts += [f"{counts[status]} {status}" for status in ("unreadable", "truncated", "nonfinite") if counts[status]]
+    parts += [f"{counts[status]} {status}" for status in ("unreadable", "truncated") if counts[status]]
+    changed = ("nonfinite", "outlier", "clipped")
+    parts += [f"{counts[status]} {status} ({counts[f'{status} rows']} rows)" for status in changed if counts[status]]
     return ", ".join(parts)

@@ -8,7 +8,8 @@ from thresher.data.sources import SourceConfig
 from thresher.errors import ConfigError
 from thresher.harvest.adapters import ModelConfig
 from thresher.harvest.adapters.base import Precision
-from thresher.harvest.rows import ImageRows, TextRows
+from thresher.harvest.outliers import Outliers
+from thresher.harvest.rows import ImageRows, Pool, TextRows
 
 
 @config
@@ -24,26 +25,37 @@ class HarvestConfig:
     hook_points: tuple[str, ...]
     """Places to read, by name or glob: vision.3, text.*, vision.pooled, text.embed, module:<path in the model>."""
     image_rows: ImageRows = "all"
-    """Positions of an image to keep at hook points with one row per token."""
+    """Positions of an image to keep at hook points with one row per token: `cls`, `registers`, `patches`, or all; `attended`
+    are those that the model's attention mask lets through, padding among them where the model attends to it."""
     text_rows: TextRows = "all"
-    """Positions of a text to keep; padding never is. `eot` is the position the model itself pools, in a language
-    model the last token; `content` leaves out BOS, EOS and the like."""
+    """Positions of a text to keep. `all` leaves out padding, `content` also BOS, EOS and the like; `last` is the last token,
+    `eot` the position the model itself pools, in a language model the last token; `text` and `image` are the tokens of the
+    text and of the image where a model reads both in one sequence; `attended` as for images."""
+    positions_per_item: int | None = None
+    """Of the positions above, keep a random choice of at most so many per item; it follows from `seed` and the item's key."""
+    pool: Pool = "none"
+    """`mean` gives one row per item instead, the mean over the positions above (in a row space of its own)."""
+    outliers: Outliers | None = None
+    """What becomes of rows with a large norm; when not given, they are kept."""
     dtype: Precision = "float32"
     """Type of the stored values."""
     autocast: Literal["off", "bfloat16", "float16"] = "off"
     """Mixed precision of the forward pass; off gives the model's own values exactly."""
     batch_size: int = 64
     """Records per forward pass; texts go in passes of at most so many."""
+    text_passes: Literal["source", "length"] = "source"
+    """Which texts of a batch share a forward pass: neighbours, or those of about the same length, which saves padding where a
+    model pads to the longest. The order of rows in the store is the same."""
     limit: int | None = None
     """Take only so many records."""
     order: Literal["source", "shuffled"] = "source"
     """Order of records in the store; shuffled makes a limit a random sample, and neighbours in the store unrelated."""
     seed: int = 0
-    """Decides the shuffled order."""
+    """Decides the shuffled order and the random choice of positions."""
     thumbnail: int = 96
     """Longest side in pixels of the pictures kept for reports; 0 keeps none."""
     on_unreadable: Literal["skip", "stop"] = "skip"
-    """An image that cannot be decoded: leave its rows out and count it, or stop."""
+    """An image that cannot be decoded, or a text that is not UTF-8: leave its rows out and count it, or stop."""
     on_nonfinite: Literal["stop", "drop"] = "stop"
     """An activation with NaN or infinity: stop, or leave its row out and count it."""
     items_per_shard: int | None = None
@@ -51,7 +63,9 @@ class HarvestConfig:
     device: str = "auto"
     """auto (a GPU if there is one), cpu, cuda or cuda:<i>."""
     workers: int = 2
-    """Threads that read and preprocess ahead of the model."""
+    """How many decode and preprocess ahead of the model."""
+    decode: Literal["threads", "processes"] = "threads"
+    """Decode images in threads, or in processes of their own: faster from about 4 workers on, after some seconds to start."""
 
     def __post_init__(self) -> None:
         if not self.hook_points:
@@ -63,7 +77,10 @@ class HarvestConfig:
             ("seed", 0),
             ("limit", 1),
             ("items_per_shard", 1),
+            ("positions_per_item", 1),
         ):
             value = getattr(self, name)
             if value is not None and value < low:
                 raise ConfigError(f"{name}={value}: at least {low}")
+        if self.order == "shuffled" and getattr(self.source, "streaming", False):
+            raise ConfigError("order=shuffled: a stream is read in its own order; use streaming=false or order=source")

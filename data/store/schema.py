@@ -83,7 +83,8 @@ class Item(NamedTuple):
     record: int
     """Index of the source record; image and texts of one record are pairs, and held out together."""
     status: str
-    """`ok`, `truncated`, `nonfinite` or `unreadable: <reason>`; an unreadable item has no rows."""
+    """`ok`, `truncated`, `clipped: <n> rows`, `outlier: <n> rows`, `nonfinite: <n> rows` or `unreadable: <reason>`; an
+    unreadable item has no rows."""
     text: str | None
     """The caption or document; None for an image."""
     thumbnail: bytes | None

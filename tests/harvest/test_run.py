@@ -341,7 +341,8 @@ def test_rows_with_nan_are_dropped_when_they_shall(
     before_attention = "module:transformer.resblocks.0.ln_1"
     changes = {"source": write_texts(tmp_path), "hook_points": [before_attention, "text.embed"], "on_nonfinite": "drop"}
     store = open_store(run(make_config(tmp_path / "store", sick_folder, **changes)))
-    assert [item["status"] for item in item_table(store, "text")] == ["ok", "nonfinite", "ok"]
+    # One token before attention, and the embedding.
+    assert [item["status"] for item in item_table(store, "text")] == ["ok", "nonfinite: 2 rows", "ok"]
     assert store.item_of("text.embed").tolist() == [0, 2]
     assert read_all(store, before_attention).isfinite().all()
     # Before tokens meet, only the sick one is lost.
@@ -350,7 +351,7 @@ def test_rows_with_nan_are_dropped_when_they_shall(
     n_tokens = int(adapter.prepare_texts(["two small # circles"]).layout.valid.sum())
     assert len(kept) == n_tokens - 1
     assert set(kept) < set(range(n_tokens))
-    assert "1 nonfinite" in capsys.readouterr().err
+    assert "1 nonfinite (2 rows)" in capsys.readouterr().err
 
 
 def test_values_beyond_float16_say_so(open_clip_folder: Path, tmp_path: Path) -> None:
