@@ -198,12 +198,30 @@ def test_more_picks_than_atoms_need_repeats() -> None:
         pursue(x, dictionary, 5, reselect=False)
 
 
-def test_the_automatic_choice_depends_on_shapes_alone() -> None:
-    plain = {"dtype": torch.float32, "device_type": "cpu", "has_numba": False, "has_triton": False}
-    assert choose_method(1024, 512, 4096, 16, **plain) == "gram"
-    assert choose_method(16, 512, 4096, 16, **plain) == "residual"
-    assert choose_method(1024, 512, 4096, 1, **plain) == "residual"
-    assert choose_method(10**6, 4096, 10**5, 64, **plain) == "residual"
+def choose(rows: int, d_in: int, d_sae: int, k: int, device: str = "cpu", **found: bool) -> Method:
+    found = {"has_numba": False, "has_triton": False, "has_bf16": False} | found
+    return choose_method(rows, d_in, d_sae, k, torch.float32, device, **found)
+
+
+def test_the_automatic_choice_takes_a_gram_matrix_when_enough_rows_share_it() -> None:
+    assert choose(1024, 512, 4096, 16) == "gram"
+    assert choose(16, 512, 4096, 16) == "residual"
+    assert choose(1024, 512, 4096, 1) == "residual"
+    assert choose(10**6, 4096, 10**5, 64) == "residual"
+    for device, more in itertools.product(("cpu", "cuda"), ({}, {"has_numba": True, "has_triton": True, "has_bf16": True})):
+        chosen = [choose(2**i, 512, 4096, 16, device, **more) for i in range(20)]
+        assert len(set(chosen)) == 2
+        assert chosen == sorted(chosen, key=lambda method: method.endswith("residual") or method == "triton_certified")[::-1]
+
+
+def test_the_automatic_choice_takes_compiled_methods_only_where_they_run() -> None:
+    everything = {"has_numba": True, "has_triton": True, "has_bf16": True}
+    assert choose(1024, 512, 4096, 16, **everything) == "numba_certified"
+    assert choose(1024, 512, 4096, 16, has_numba=True) == "numba_gram"
+    assert choose(8192, 512, 4096, 16, "cuda", **everything).startswith("triton")
+    assert choose(8192, 512, 4096, 16, "cuda", has_numba=True) == "gram"
+    for device in ("cpu", "cuda", "mps"):
+        assert choose_method(1024, 512, 4096, 16, torch.float64, device, **everything) in ("gram", "residual")
 
 
 def test_gram_of_a_large_dictionary_is_that_of_a_product() -> None:

@@ -2,7 +2,8 @@
 
 from thresher.train.kernels.choose import choose_method
 from thresher.train.kernels.codes import Codes, count_active, densify, mark_fired, merge_repeats, pack
-from thresher.train.kernels.engines import has_numba, has_triton, prepare
+from thresher.train.kernels.engines import has_bf16, has_numba, has_triton, prepare
+from thresher.train.kernels.orthogonal import orthogonal_pursue
 from thresher.train.kernels.prepared import Prepared
 from thresher.train.kernels.pursuit import pursue
 from thresher.train.kernels.rule import Method, Rule, Sign
@@ -17,10 +18,12 @@ __all__ = [
     "choose_method",
     "count_active",
     "densify",
+    "has_bf16",
     "has_numba",
     "has_triton",
     "mark_fired",
     "merge_repeats",
+    "orthogonal_pursue",
     "pack",
     "prepare",
     "pursue",

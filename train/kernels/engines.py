@@ -50,27 +50,49 @@ def find_engine(method: Method) -> Engine:
         case "gram":
             return Engine(forms.prepare_gram, forms.pursue_by_gram, backward.step_back)
         case "numba_gram" | "numba_certified":
-            if not has_numba():
-                raise ImportError(f"method={method!r} needs numba: pip install 'thresher[native]'")
-            from thresher.train.kernels import native as code  # Only here: numba takes a second to import.
+            return _find_native(method)
         case "triton_gram" | "triton_certified":
-            if not has_triton():
-                raise ImportError(f"method={method!r} needs triton, which comes with CUDA builds of torch: pip install triton")
-            from thresher.train.kernels import cuda as code
+            return _find_cuda(method)
         case _:
             raise ValueError(f"method={method!r} has no engine: resolve `auto` first, and call the reference itself")
-    if method.endswith("gram"):
-        return Engine(lambda dictionary, _: code.prepare_gram(dictionary), code.pursue_gram, code.step_back)
-    return Engine(lambda dictionary, _: code.prepare_certified(dictionary), code.pursue_certified, code.step_back)
+
+
+def _find_native(method: Method) -> Engine:
+    if not has_numba():
+        raise ImportError(f"method={method!r} needs numba: pip install 'thresher[native]'")
+    from thresher.train.kernels import native  # Only here: numba takes a second to import.
+
+    if method == "numba_gram":
+        return Engine(native.prepare_gram, native.pursue_gram, native.step_back)
+    return Engine(native.prepare_certified, native.pursue_certified, native.step_back)
+
+
+def _find_cuda(method: Method) -> Engine:
+    if not has_triton():
+        raise ImportError(f"method={method!r} needs triton, which comes with torch for CUDA: pip install triton")
+    from thresher.train.kernels import cuda
+
+    if method == "triton_gram":
+        return Engine(_make_afresh(cuda.prepare_gram), cuda.pursue_gram, cuda.step_back)
+    return Engine(_make_afresh(cuda.prepare_certified), cuda.pursue_certified, cuda.step_back)
+
+
+def _make_afresh(make: Callable[[Tensor], Prepared]) -> Callable[[Tensor, Prepared | None], Prepared]:
+    """`make`, which reuses nothing: torch keeps memory of a GPU at hand by itself."""
+
+    def prepare(dictionary: Tensor, reuse: Prepared | None) -> Prepared:
+        return make(dictionary)
+
+    return prepare
 
 
 def check_support(method: Method, dtype: torch.dtype, device: torch.device) -> None:
     """Raise ValueError when `method` cannot compute in `dtype` or on `device`."""
-    engine = method.partition("_")[0]
-    wanted = {"numba": "cpu", "triton": "cuda"}.get(engine)
+    wanted = {"numba": "cpu", "triton": "cuda"}.get(method.partition("_")[0])
     if wanted is None:
         return
-    if device.type != wanted:
+    # Triton's interpreter takes tensors on the CPU; the engine knows whether it is on.
+    if device.type != wanted and not (wanted == "cuda" and device.type == "cpu" and has_triton()):
         raise ValueError(f"method={method!r} runs on {wanted} tensors, found {device.type}; move them, or use method='auto'")
     if dtype != torch.float32:
         raise ValueError(f"method={method!r} computes in float32, found {dtype}; convert, or use method='auto'")
@@ -79,6 +101,12 @@ def check_support(method: Method, dtype: torch.dtype, device: torch.device) -> N
 def has_numba() -> bool:
     """Whether numba is installed."""
     return importlib.util.find_spec("numba") is not None
+
+
+def has_bf16() -> bool:
+    """Whether the CPU multiplies matrices in bfloat16 faster than in float32: by AVX512-BF16 or AMX."""
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
 def has_triton() -> bool:
@@ -90,8 +118,8 @@ def prepare(dictionary: Float[Tensor, "d_sae d_in"], method: Method, *, reuse: P
     """What `method` derives from the dictionary, for many calls of `pursue` while the dictionary stays as it is.
 
     `reuse` gives up an older one, whose memory may be written to if it fits: fresh memory for a Gram matrix of 4096 atoms
-    costs a tenth of a training step on a CPU. Half precision is computed in float32. Raises ValueError for `auto` and for a type or device that `method` does not
-    support, ImportError when a package is missing.
+    costs a tenth of a training step on a CPU. Half precision is computed in float32. Raises ValueError for `auto` and for a
+    type or device that `method` does not support, ImportError when a package is missing.
     """
     if method == "auto":
         raise ValueError("method='auto' depends on the rows: ask choose_method, and prepare for the method it names")

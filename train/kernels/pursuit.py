@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 from thresher.train.kernels.check import check_atoms, check_rows, check_shapes
 from thresher.train.kernels.choose import choose_method
 from thresher.train.kernels.codes import Codes
-from thresher.train.kernels.engines import check_support, find_engine, has_numba, has_triton, prepare
+from thresher.train.kernels.engines import check_support, find_engine, has_bf16, has_numba, has_triton, prepare
 from thresher.train.kernels.forms import Picked
 from thresher.train.kernels.prepared import Prepared
 from thresher.train.kernels.reference import pursue_plainly
@@ -71,7 +71,7 @@ def resolve_method(method: Method, prepared: Prepared | None, x: Tensor, diction
             )
         method = prepared.method
     elif method == "auto":
-        found = {"has_numba": has_numba(), "has_triton": has_triton()}
+        found = {"has_numba": has_numba(), "has_triton": has_triton(), "has_bf16": has_bf16()}
         return choose_method(x.shape[0], x.shape[1], dictionary.shape[0], k, x.dtype, x.device.type, **found)
     check_support(method, x.dtype, x.device)
     return method

@@ -11,8 +11,11 @@ from torch.nn import functional
 
 from thresher.train.kernels.codes import Codes
 
-GATHERED_AT_ONCE = {"cpu": 2**20, "cuda": 2**28}
-"""Numbers of gathered atoms held at once, row by row: [row, k, d_in] never exists as a whole."""
+GATHERED_AT_ONCE = {"cpu": 2**18, "cuda": 2**28}
+"""Numbers of gathered atoms held at once, row by row: [row, k, d_in] never exists as a whole.
+
+cpu: 1 MB of fp32, which stays in the second-level cache (5 times as fast as a product of matrices over 4 MB, measured).
+"""
 
 
 def sparse_decode(codes: Codes, dictionary: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, "row d_in"]:
@@ -42,7 +45,7 @@ class _Decode(torch.autograd.Function):
         return (
             _dot_atoms(gradient, dictionary, indices) if needs_values else None,
             None,
-            _scatter_rows(values, indices, gradient, dictionary.shape[0]) if needs_dictionary else None,
+            scatter_rows(values, indices, gradient, dictionary.shape[0]) if needs_dictionary else None,
         )
 
 
@@ -60,7 +63,7 @@ class _Encode(torch.autograd.Function):
         needs_x, needs_weight, _ = ctx.needs_input_grad
         return (
             _sum_atoms(gradient, indices, weight) if needs_x else None,
-            _scatter_rows(gradient, indices, x, weight.shape[0]) if needs_weight else None,
+            scatter_rows(gradient, indices, x, weight.shape[0]) if needs_weight else None,
             None,
         )
 
@@ -74,12 +77,15 @@ def _dot_atoms(x: Tensor, atoms: Tensor, indices: Tensor) -> Tensor:
     """[row, k]: inner products of each row with its atoms."""
     found = torch.empty(indices.shape, dtype=x.dtype, device=x.device)
     for rows in _chunks(indices, x.shape[1]):
-        found[rows] = torch.bmm(atoms[indices[rows]], x[rows, :, None])[:, :, 0]
+        gathered = atoms.index_select(0, indices[rows].flatten()).view(-1, indices.shape[1], x.shape[1])
+        found[rows] = gathered.mul_(x[rows, None, :]).sum(2)
     return found
 
 
-def _scatter_rows(values: Tensor, indices: Tensor, x: Tensor, n_atoms: int) -> Tensor:
-    """[d_sae, d_in]: sum over rows and k of values times the row, at the atom.
+def scatter_rows(
+    values: Float[Tensor, "row k"], indices: Int[Tensor, "row k"], x: Float[Tensor, "row d_in"], n_atoms: int
+) -> Float[Tensor, "n_atoms d_in"]:
+    """For each atom, the sum of the rows that name it in `indices`, weighted by `values`.
 
     Sorted by atom, so that each atom adds up its own rows in order: the same bits each time, without atomics on a GPU.
     """
