@@ -8,15 +8,30 @@ import torch
 from thresher.harvest.adapters.base import Adapter
 from thresher.harvest.adapters.hf_causal_lm import HFCausalLM, HFCausalLMModel
 from thresher.harvest.adapters.hf_clip import HFClip, HFClipModel
+from thresher.harvest.adapters.hf_encoder import HFEncoder, HFEncoderModel
+from thresher.harvest.adapters.hf_vision import HFVision, HFVisionModel
 from thresher.harvest.adapters.open_clip import OpenClip, OpenClipModel
+from thresher.harvest.adapters.timm_vision import TimmModel, TimmVision
 
-ModelConfig = Annotated[OpenClipModel | HFClipModel | HFCausalLMModel, pydantic.Field(discriminator="kind")]
+AnyModel = OpenClipModel | HFClipModel | HFCausalLMModel | HFEncoderModel | HFVisionModel | TimmModel
+
+ModelConfig = Annotated[AnyModel, pydantic.Field(discriminator="kind")]
 """The model to read, by family."""
 
-__all__ = ["Adapter", "HFCausalLMModel", "HFClipModel", "ModelConfig", "OpenClipModel", "open_adapter"]
+__all__ = [
+    "Adapter",
+    "HFCausalLMModel",
+    "HFClipModel",
+    "HFEncoderModel",
+    "HFVisionModel",
+    "ModelConfig",
+    "OpenClipModel",
+    "TimmModel",
+    "open_adapter",
+]
 
 
-def open_adapter(model: OpenClipModel | HFClipModel | HFCausalLMModel, device: torch.device) -> Adapter:
+def open_adapter(model: AnyModel, device: torch.device) -> Adapter:
     """Load a model. Raises ModelError when it cannot be had or is of a form that its family does not know."""
     match model:
         case OpenClipModel():
@@ -25,3 +40,9 @@ def open_adapter(model: OpenClipModel | HFClipModel | HFCausalLMModel, device: t
             return HFClip(model, device)
         case HFCausalLMModel():
             return HFCausalLM(model, device)
+        case HFEncoderModel():
+            return HFEncoder(model, device)
+        case HFVisionModel():
+            return HFVision(model, device)
+        case TimmModel():
+            return TimmVision(model, device)

@@ -1,143 +1,125 @@
-"""Two-tower models of transformers: CLIP and SigLIP."""
+"""Two-tower models of transformers: CLIP, SigLIP, SigLIP 2, AIMv2, ALIGN and what else embeds images and texts alike."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Int
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from thresher.config import config
+from thresher.data.records import Modality
 from thresher.errors import ModelError
-from thresher.harvest.adapters.base import Inputs, Precision
+from thresher.harvest.adapters.base import Inputs
 from thresher.harvest.adapters.hooks import HookedModel, Tower
-from thresher.harvest.adapters.layouts import label_patches, label_texts
-from thresher.harvest.adapters.tokens import TextEncoder
-from thresher.harvest.adapters.taps import Tap, tap_field, tap_output
-from thresher.harvest.adapters.weights import NO_HUB, fingerprint_weights, plain_log, to_plain, torch_dtype
-from thresher.hub import local_copy
+from thresher.harvest.adapters.hub_models import (
+    HubModel,
+    describe_processor,
+    find_blocks,
+    find_context,
+    identify,
+    load_model,
+    load_parts,
+    read_features,
+    tap_stream,
+)
+from thresher.harvest.adapters.layouts import label_texts
+from thresher.harvest.adapters.pixels import PixelReader
+from thresher.harvest.adapters.pooling import find_dependence, find_rule
+from thresher.harvest.adapters.taps import Tap, tap_field, tap_input, tap_output
+from thresher.harvest.adapters.tokens import Encoded, TextEncoder
+from thresher.harvest.adapters.weights import torch_dtype
 
-TYPES = ("clip", "siglip")
-"""`model_type` of the models this file knows."""
-
-PREPROCESSING = ("size", "crop_size", "image_mean", "image_std", "resample", "rescale_factor")
+PADDED = ("siglip", "siglip2")
+"""Model types that were trained on texts padded to the context, padding attended to."""
 
 
 @config
-class HFClipModel:
-    """A CLIP or SigLIP of transformers."""
+class HFClipModel(HubModel):
+    """A two-tower model of transformers: whatever AutoModel loads that embeds images and texts."""
 
     kind: Literal["hf-clip"] = "hf-clip"
     """Which family this is."""
-    name: str
-    """Hub id (<owner>/<name>) or folder, with model, tokenizer and image processor."""
-    revision: str | None = None
-    """Branch, tag or commit on the hub."""
-    precision: Precision = "float32"
-    """What the model computes in."""
 
 
 class HFClip(HookedModel):
     """A two-tower model of transformers behind the interface of all models."""
 
     def __init__(self, settings: HFClipModel, device: torch.device) -> None:
-        model, self._processor, tokenizer = _load(settings)
-        self._is_siglip = model.config.model_type == "siglip"
-        context = int(model.config.text_config.max_position_embeddings)
-        # SigLIP was trained on texts padded to the context, and reads its last position; CLIP is causal.
-        self._encode = TextEncoder(tokenizer, context, pad="context" if self._is_siglip else "longest")
-        self._text_config = model.config.text_config
-        vision = model.config.vision_config
-        self._n_prefix = 0 if self._is_siglip else 1
-        self._grid = (vision.image_size // vision.patch_size, vision.image_size // vision.patch_size)
-        self._dtype = torch_dtype(settings.precision)
-        self.identity: Mapping[str, Any] = {
-            "kind": settings.kind,
-            "name": settings.name,
-            "revision": getattr(model.config, "_commit_hash", None) or settings.revision,
-            "precision": settings.precision,
-            "weights": fingerprint_weights(model),
-            "preprocessing": _describe(self._processor),
-            "text": self._encode.identity,
-        }
-        model = model.eval().requires_grad_(requires_grad=False).to(device)
-        super().__init__(model, {"image": self._vision_tower(model), "text": self._text_tower(model)}, device)
+        model = load_model(settings, "AutoModel")
+        vision, text = _find_towers(settings, model)
+        processor, tokenizer = load_parts(settings, "AutoImageProcessor", "AutoTokenizer")
+        is_padded = model.config.model_type in PADDED
+        self._encode = TextEncoder(
+            tokenizer, find_context(settings, None, text, tokenizer), pad="context" if is_padded else "longest"
+        )
+        # SigLIP never sees its padding; SigLIP 2 does what the tokenizer of the checkpoint asks for.
+        names: Sequence[str] = tokenizer.model_input_names
+        self._is_masked = model.config.model_type != "siglip" and "attention_mask" in names
+        self.identity = identify(
+            settings.kind, settings, model, preprocessing=describe_processor(processor), text=self._encode.identity
+        )
+        if model.config.model_type == "aimv2":
+            # In transformers 5.23 its texts attend to what follows, not to what precedes only, wherever the mask could be
+            # left to the kernel; eager attention is always given one.
+            text.set_attn_implementation("eager")
+        model = model.to(device)
+        self._pixels = PixelReader(processor, vision, torch_dtype(settings.precision))
+        self._rule = None
+        super().__init__(model, self._build_towers(model, vision, text), device)
+        self._pixels.measure(self)
+        if "text.0" in self.hook_points:
+            last = [name for name in self.hook_points if name.startswith("text.") and name[5:].isdigit()][-1]
+            eos = getattr(model.config.get_text_config(), "eos_token_id", None)
+            self._rule = find_rule(self._encode, lambda found: find_dependence(self, self._inputs(found), last), eos)
 
     def prepare_images(self, images: Sequence[Image.Image]) -> Inputs:
-        """Pixels [item, 3, height, width] by the model's image processor."""
-        pixels = self._processor(images=list(images), return_tensors="pt")["pixel_values"].to(self._dtype)
-        layout = label_patches([self._grid] * len(images), n_cls=self._n_prefix)
-        return Inputs("image", {"pixel_values": pixels}, layout)
+        """Pixels by the model's image processor: [item, 3, height, width], or patches with their mask (NaFlex)."""
+        return self._pixels(images)
 
     def prepare_texts(self, texts: Sequence[str]) -> Inputs:
-        """Token ids [item, position] and, for CLIP, the mask of padding; SigLIP attends to padding as it was trained to."""
-        found = self._encode(texts)
+        """Token ids [item, position] and, but for SigLIP, the mask of padding."""
+        return self._inputs(self._encode(texts))
+
+    def _inputs(self, found: Encoded) -> Inputs:
         tensors = {"input_ids": found.ids}
-        if not self._is_siglip:
+        if self._is_masked:
             tensors["attention_mask"] = found.valid.to(torch.int64)
-        hidden = None if self._is_siglip else ~found.valid
-        return Inputs("text", tensors, label_texts(found, self._find_summary(found.ids), hidden))
+        hidden = ~found.valid if self._is_masked else None
+        return Inputs("text", tensors, label_texts(found, self._rule(found) if self._rule else None, hidden))
 
-    def _find_summary(self, ids: Int[Tensor, "item position"]) -> Int[Tensor, " item"]:
-        """The position that the text model pools: last for SigLIP; for CLIP the first EOS, or by the rule of old
-        configurations, whose eos_token_id is 2, the largest token id."""
-        if self._is_siglip:
-            return torch.full((len(ids),), ids.shape[1] - 1)
-        eos = self._text_config.eos_token_id
-        return ids.argmax(dim=-1) if eos == 2 else (ids == eos).int().argmax(dim=-1)
+    def _build_towers(self, model: Any, vision: nn.Module, text: nn.Module) -> dict[Modality, Tower]:
+        def embed_image(inputs: Inputs) -> Tensor:
+            return read_features(model.get_image_features(**inputs.tensors))
 
-    def _vision_tower(self, model: Any) -> Tower:
-        tower = model.vision_model
-        taps: dict[str, Tap] = {f"vision.{i}": tap_output(block) for i, block in enumerate(tower.encoder.layers)}
-        taps["vision.pooled"] = tap_field(tower, "pooler_output")
-        taps["vision.embed"] = taps["vision.pooled"] if self._is_siglip else tap_output(model.visual_projection)
+        def embed_text(inputs: Inputs) -> Tensor:
+            return read_features(model.get_text_features(**inputs.tensors))
 
-        def forward(inputs: Inputs) -> Tensor:
-            return _features(model.get_image_features(**inputs.tensors))
-
-        return Tower(forward, taps, lambda: self.prepare_images([Image.new("RGB", (64, 64))]))
-
-    def _text_tower(self, model: Any) -> Tower:
-        tower = model.text_model
-        taps: dict[str, Tap] = {f"text.{i}": tap_output(block) for i, block in enumerate(tower.encoder.layers)}
-        taps["text.pooled"] = tap_field(tower, "pooler_output")
-        taps["text.embed"] = taps["text.pooled"] if self._is_siglip else tap_output(model.text_projection)
-
-        def forward(inputs: Inputs) -> Tensor:
-            return _features(model.get_text_features(**inputs.tensors))
-
-        return Tower(forward, taps, lambda: self.prepare_texts(["a"]))
+        image_end = _tap_end("vision", vision, getattr(model, "visual_projection", getattr(model, "vision_projection", None)))
+        text_end = _tap_end("text", text, getattr(model, "text_projection", None))
+        image_taps = tap_stream("vision", vision, find_blocks(vision, model.config.vision_config)) | image_end
+        text_taps = tap_stream("text", text, find_blocks(text, model.config.get_text_config())) | text_end
+        return {
+            "image": Tower(embed_image, image_taps, lambda: self.prepare_images([Image.new("RGB", (64, 64))])),
+            "text": Tower(embed_text, text_taps, lambda: self.prepare_texts(["a"])),
+        }
 
 
-@plain_log()
-def _load(settings: HFClipModel) -> tuple[Any, Any, Any]:
-    """Model, image processor and tokenizer. Raises ModelError when anything of it cannot be had or is of another type."""
-    # Takes seconds, and the configuration of this family is needed without it.
-    from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
-
-    place: Any = local_copy(settings.name)
-    options: dict[str, Any] = {"revision": settings.revision} if settings.revision else {}
-    try:
-        found = AutoConfig.from_pretrained(place, **options)
-        if found.model_type not in TYPES:
-            raise ModelError(f"{settings.name}: model type {found.model_type!r}; kind hf-clip knows {', '.join(TYPES)}")
-        model = AutoModel.from_pretrained(place, dtype=torch_dtype(settings.precision), **options)
-        return (
-            model,
-            AutoImageProcessor.from_pretrained(place, **options),
-            AutoTokenizer.from_pretrained(place, **options),
+def _find_towers(settings: HFClipModel, model: Any) -> tuple[Any, Any]:
+    """The vision and the text tower. Raises ModelError when the model does not embed both."""
+    found = [getattr(model, name, None) for name in ("vision_model", "text_model")]
+    if not hasattr(model, "get_image_features") or not all(isinstance(tower, nn.Module) for tower in found):
+        raise ModelError(
+            f"{settings.name}: model type {model.config.model_type!r} has no pair of towers for images and texts; "
+            "for a language model use kind hf-causal-lm or hf-encoder, for images alone hf-vision, for both in one "
+            "sequence hf-vlm"
         )
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise ModelError(f"transformers cannot load {settings.name!r}: {error}; {NO_HUB}") from error
+    return found[0], found[1]
 
 
-def _features(output: Any) -> Tensor:
-    """Joint embeddings: transformers gives them as a tensor or, in later versions, as `pooler_output`."""
-    return output if isinstance(output, Tensor) else output.pooler_output
-
-
-def _describe(processor: Any) -> dict[str, Any]:
-    """The settings of an image processor that decide pixels."""
-    values: dict[str, Any] = processor.to_dict()
-    return to_plain({name: value for name, value in values.items() if name in PREPROCESSING or name.startswith("do_")})
+def _tap_end(name: str, tower: nn.Module, projection: nn.Module | None) -> dict[str, Tap]:
+    """What a tower pools and the joint embedding; the same thing where no projection follows."""
+    if projection is None or isinstance(projection, nn.Identity):
+        pooled = tap_field(tower, "pooler_output")
+        return {f"{name}.pooled": pooled, f"{name}.embed": pooled}
+    return {f"{name}.pooled": tap_input(projection), f"{name}.embed": tap_output(projection)}

@@ -36,8 +36,8 @@ class Tower(NamedTuple):
     """The smallest real inputs, to run the tower once."""
 
 
-class _Enough(BaseException):  # noqa: N818 - no error; not an Exception, which a model's own code might catch
-    """Everything that was asked for has been seen: ends the forward pass."""
+class _Enough(BaseException):
+    """Everything that was asked for has been seen: ends the forward pass. No Exception, which a model might catch."""
 
 
 class HookedModel:
@@ -50,6 +50,7 @@ class HookedModel:
         self._towers = towers
         self._device = device
         self._running: Inputs | None = None
+        self._towers = {modality: self._keep_reached(tower) for modality, tower in towers.items()}
 
     @property
     def modalities(self) -> tuple[Modality, ...]:
@@ -184,6 +185,20 @@ class HookedModel:
             _check_shape(point, activation, blank)
             yield point
 
+    def _keep_reached(self, tower: Tower) -> Tower:
+        """The tower without the places that its model does not call, or where no activation of each position passes.
+
+        Families name what the models of their kind usually have; not every one has all of it.
+        """
+        blank = tower.blank().send(self._device)
+        seen: dict[str, list[Any]] = {name: [] for name in tower.taps}
+        with ExitStack() as hooks, torch.no_grad():
+            for name, tap in tower.taps.items():
+                keep = seen[name].append
+                hooks.callback(tap.attach(lambda payload, tap=tap, keep=keep: keep(tap.read(payload, blank))).remove)
+            self.forward(blank)
+        return tower._replace(taps={name: tap for name, tap in tower.taps.items() if _is_activation(name, seen[name], blank)})
+
     def _find(self, name: str) -> Tap:
         """The tap that one name, not a glob, stands for."""
         base, heads = split_heads(name)
@@ -250,7 +265,9 @@ def _read(name: str, tap: Tap, payload: Any, inputs: Inputs) -> Tensor:
     except ModelError as error:
         raise ModelError(f"hook point {name}: {error}") from error
     if not isinstance(activation, Tensor):
-        raise ModelError(f"hook point {name}: the module gives {type(activation).__name__}, not a tensor; name an element of it")
+        raise ModelError(
+            f"hook point {name}: the module gives {type(activation).__name__}, not a tensor; name an element of it"
+        )
     return activation
 
 
@@ -260,6 +277,14 @@ def _fold(activation: Tensor, inputs: Inputs) -> Tensor:
     if activation.ndim == 2 and n_positions > 1 and len(activation) == n_items * n_positions:
         return activation.view(n_items, n_positions, -1)
     return activation
+
+
+def _is_activation(name: str, seen: Sequence[Any], inputs: Inputs) -> bool:
+    if len(seen) != 1 or not isinstance(seen[0], Tensor):
+        return False
+    activation = _fold(seen[0], inputs)
+    n_axes = (2, 3) if name.endswith((".pooled", ".embed")) else (3,)
+    return activation.ndim in n_axes and len(activation) == len(inputs.layout.valid)
 
 
 def _only(name: str, seen: Sequence[T]) -> T:

@@ -53,7 +53,9 @@ def split_heads(name: str) -> tuple[str, Heads | None]:
         return base, None
     found = _HEADS.fullmatch(suffix)
     if found is None:
-        raise ModelError(f"hook point {name}: {suffix!r} is no split; write /heads=12 for all parts, /head=5/12 for one, or /heads")
+        raise ModelError(
+            f"hook point {name}: {suffix!r} is no split; write /heads=12 for all parts, /head=5/12 for one, or /heads"
+        )
     counts = {key: int(value) for key, value in found.groupdict().items() if value is not None}
     n_heads, index = counts.get("all", counts.get("of")), counts.get("one")
     if n_heads == 0 or (index is not None and n_heads is not None and index >= n_heads):

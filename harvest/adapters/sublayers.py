@@ -1,12 +1,12 @@
 """Where attention and MLP are in a residual block, by the names that the libraries give to their layers.
 
-    <tower>.<i>.in       residual stream into block i
-    <tower>.<i>.z        outputs of the attention heads side by side, before they are mixed
-    <tower>.<i>.attn     what attention gives after its output projection, before a norm or scale that may follow
-    <tower>.<i>.mlp_in   what the MLP reads, after the norm
-    <tower>.<i>.neurons  hidden activations of the MLP, what its last projection reads
-    <tower>.<i>.mlp      what the MLP gives, before a norm or scale that may follow
-    <tower>.<i>          residual stream out of block i
+<tower>.<i>.in       residual stream into block i
+<tower>.<i>.z        outputs of the attention heads side by side, before they are mixed
+<tower>.<i>.attn     what attention gives after its output projection, before a norm or scale that may follow
+<tower>.<i>.mlp_in   what the MLP reads, after the norm
+<tower>.<i>.neurons  hidden activations of the MLP, what its last projection reads
+<tower>.<i>.mlp      what the MLP gives, before a norm or scale that may follow
+<tower>.<i>          residual stream out of block i
 """
 
 import re
@@ -21,9 +21,7 @@ _ATTENTION = r"(?:layer\.0\.)?(?:self_attn|attn|attention|self_attention|SelfAtt
 _ATTENTION_OUT = re.compile(_ATTENTION + r"(?:\.\w+)?\.(?:out_proj|o_proj|c_proj|proj|projection|dense|out_lin|wo|Wo|o)")
 _MLP = r"(?:layer\.1\.)?(?:mlp|ffn|feed_forward|DenseReluDense|block_sparse_moe|moe)"
 _MLP_IN = re.compile(rf"{_MLP}|intermediate|fc1")
-_MLP_OUT = re.compile(
-    rf"{_MLP}\.(?:down_proj|fc2|c_proj|dense_4h_to_h|fc_out|lin2|weights_out|w2|Wo|wo)|output\.dense|fc2"
-)
+_MLP_OUT = re.compile(rf"{_MLP}\.(?:down_proj|fc2|c_proj|dense_4h_to_h|fc_out|lin2|weights_out|w2|Wo|wo)|output\.dense|fc2")
 _MLP_WHOLE = re.compile(_MLP)
 _HEAD_COUNTS = ("num_heads", "num_attention_heads", "n_heads", "n_head")
 _HEAD_WIDTHS = ("head_dim", "attention_head_size", "head_size")

@@ -7,6 +7,7 @@ from typing import Any
 
 import open_clip
 import pytest
+import timm
 import torch
 import transformers
 from safetensors.torch import save_file
@@ -28,7 +29,7 @@ def make_tokenizer(folder: Path, specials: tuple[str, ...], template: str | None
         tokenizer.post_processor = processors.TemplateProcessing(single=template, special_tokens=used)
     names = {"<bos>": "bos_token", "<eos>": "eos_token", "<pad>": "pad_token"}
     named = {role: name for name, role in names.items() if name in specials}
-    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **named).save_pretrained(folder)
+    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, padding_side="right", **named).save_pretrained(folder)
     return tokenizer.get_vocab_size()
 
 
@@ -86,17 +87,95 @@ def hf_clip_folder(make_hf_clip: Callable[..., Path]) -> Path:
 
 
 @pytest.fixture(scope="session")
-def siglip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def make_two_towers(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Saves a tiny two-tower model: `settings` maps the size of the vocabulary to a configuration of transformers."""
+
+    def make(
+        settings: Callable[[int], Any], processor: Any, template: str = "<bos> $A <eos>", *, unknown: bool = False
+    ) -> Path:
+        folder = tmp_path_factory.mktemp("two_towers")
+        specials = tuple(name for name in ("<pad>", "<bos>", "<eos>") if name in template + "<pad>")
+        specials += ("<unk>",) if unknown else ()
+        vocabulary = make_tokenizer(folder, specials, template)
+        torch.manual_seed(0)
+        transformers.AutoModel.from_config(settings(vocabulary)).save_pretrained(folder)
+        processor.save_pretrained(folder)
+        return folder
+
+    return make
+
+
+TOWER = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+"""The size of a tiny transformer in the words of most configurations."""
+
+
+@pytest.fixture(scope="session")
+def siglip_folder(make_two_towers: Callable[..., Path]) -> Path:
     """A tiny SiglipModel of transformers."""
-    folder = tmp_path_factory.mktemp("siglip")
-    vocabulary = make_tokenizer(folder, ("<pad>", "<eos>"), "$A <eos>")
-    tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    text = tower | {"vocab_size": vocabulary, "max_position_embeddings": 16, "projection_size": 32}
-    torch.manual_seed(0)
-    settings = transformers.SiglipConfig(text_config=text, vision_config=tower | {"image_size": 32, "patch_size": 8})
-    transformers.SiglipModel(settings).save_pretrained(folder)
-    transformers.SiglipImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
-    return folder
+
+    def settings(vocabulary: int) -> Any:
+        text = TOWER | {"vocab_size": vocabulary, "max_position_embeddings": 16, "projection_size": 32}
+        return transformers.SiglipConfig(text_config=text, vision_config=TOWER | {"image_size": 32, "patch_size": 8})
+
+    return make_two_towers(settings, transformers.SiglipImageProcessor(size={"height": 32, "width": 32}), "$A <eos>")
+
+
+@pytest.fixture(scope="session")
+def make_timm(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Saves a tiny timm model: an architecture's name and what to change of it."""
+
+    def make(architecture: str, size: int = 32, **changes: Any) -> Path:
+        folder = tmp_path_factory.mktemp("timm")
+        torch.manual_seed(0)
+        model = timm.create_model(architecture, num_classes=0, **changes)
+        settings = {"input_size": [3, size, size], "mean": [0.5] * 3, "std": [0.5] * 3, "crop_pct": 1.0}
+        description = {"architecture": architecture, "num_classes": 0, "model_args": changes, "pretrained_cfg": settings}
+        (folder / "config.json").write_text(json.dumps(description))
+        save_file(model.state_dict(), folder / "model.safetensors")
+        return folder
+
+    return make
+
+
+TINY_VIT = {"depth": 2, "embed_dim": 32, "num_heads": 2}
+"""Changes that make a transformer of timm tiny."""
+
+
+@pytest.fixture(scope="session")
+def make_vision(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Saves a tiny vision backbone of transformers."""
+
+    def make(settings: Any) -> Path:
+        folder = tmp_path_factory.mktemp("vision")
+        torch.manual_seed(0)
+        transformers.AutoModel.from_config(settings).save_pretrained(folder)
+        transformers.ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_encoder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Saves a tiny encoder of texts with the steps that sentence-transformers would list, if any."""
+
+    def make(settings: Callable[[int], Any], steps: dict[str, Any] | None = None) -> Path:
+        folder = tmp_path_factory.mktemp("encoder")
+        vocabulary = make_tokenizer(folder, ("<pad>", "<bos>", "<eos>"), "<bos> $A <eos>")
+        torch.manual_seed(0)
+        transformers.AutoModel.from_config(settings(vocabulary)).save_pretrained(folder)
+        modules = []
+        for number, (kind, content) in enumerate((steps or {}).items()):
+            path = f"{number}_{kind}" if number else ""
+            modules.append({"idx": number, "name": str(number), "path": path, "type": f"sentence_transformers.models.{kind}"})
+            (folder / path).mkdir(exist_ok=True)
+            if content:
+                (folder / path / "config.json").write_text(json.dumps(content))
+        if steps:
+            (folder / "modules.json").write_text(json.dumps(modules))
+        return folder
+
+    return make
 
 
 @pytest.fixture(scope="session")

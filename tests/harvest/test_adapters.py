@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -13,6 +13,8 @@ from torch import Tensor
 from thresher.harvest.adapters import Adapter, HFCausalLMModel, HFClipModel, OpenClipModel, open_adapter
 from thresher.harvest.adapters.base import Inputs
 from thresher.testing.adapter import AdapterSuite
+
+TOWER = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
 
 CPU = torch.device("cpu")
 DATA = os.environ.get("THRESHER_DATA")
@@ -160,10 +162,19 @@ class TestOpenClipWithATimmTower(AdapterSuite):
         }
 
 
+CLIP_BLOCK = ("self_attn.out_proj", "mlp", "mlp.fc2")
+CLIP_PLACES = (
+    block_places("vision", "vision_model.encoder.layers.{i}", *CLIP_BLOCK)
+    | block_places("text", "text_model.encoder.layers.{i}", *CLIP_BLOCK)
+    | {"text.start": "text_model.embeddings@out", "vision.start": "vision_model.embeddings@out"}
+    | {"text.final": "text_model.final_layer_norm@out"}
+)
+
+
 class HFClipSuite(AdapterSuite):
     module_path = "vision_model.encoder.layers.1.mlp"
+    places = CLIP_PLACES
     folder: Path
-    is_siglip = False
 
     def open_adapter(self) -> Adapter:
         return open_adapter(HFClipModel(name=str(self.folder)), CPU)
@@ -176,7 +187,11 @@ class HFClipSuite(AdapterSuite):
         features = model.get_image_features if inputs.modality == "image" else model.get_text_features
         embed = features(**inputs.tensors)
         embed = embed if isinstance(embed, Tensor) else embed.pooler_output
-        return blocks | {f"{prefix}.pooled": found.pooler_output, f"{prefix}.embed": embed}
+        return blocks | {f"{prefix}.pooled": self.find_pooled(found), f"{prefix}.embed": embed}
+
+    def find_pooled(self, found: Any) -> Tensor:
+        """What the tower's own rule pools, before the projection."""
+        return found.pooler_output
 
 
 class TestHFClip(HFClipSuite):
@@ -194,10 +209,107 @@ class TestHFClipWithTheOldEOS(HFClipSuite):
 
 
 class TestSiglip(HFClipSuite):
+    places = CLIP_PLACES | {"vision.final": "vision_model.post_layernorm@out"}
+
     @pytest.fixture(autouse=True, scope="class")
     @classmethod
     def use_folder(cls, siglip_folder: Path) -> None:
         cls.folder = siglip_folder
+
+
+class TestSiglip2(TestSiglip):
+    """NaFlex: as many patches as an image's shape gives, padded to the most."""
+
+    @pytest.fixture(autouse=True, scope="class")
+    @classmethod
+    def use_folder(cls, make_two_towers: Callable[..., Path]) -> None:
+        def settings(vocabulary: int) -> Any:
+            text = TOWER | {"vocab_size": vocabulary, "max_position_embeddings": 16, "projection_size": 32}
+            return transformers.Siglip2Config(text_config=text, vision_config=TOWER | {"patch_size": 8, "num_patches": 16})
+
+        processor = transformers.Siglip2ImageProcessor(patch_size=8, max_num_patches=20)
+        cls.folder = make_two_towers(settings, processor, "$A <eos>", unknown=True)
+
+
+class TestAimv2(HFClipSuite):
+    module_path = "vision_model.encoder.layers.1.ffn"
+    places = (
+        block_places("vision", "vision_model.encoder.layers.{i}", "attention.out_proj", "ffn", "ffn.down_proj")
+        | block_places("text", "text_model.encoder.layers.{i}", "attention.out_proj", "ffn", "ffn.down_proj")
+        | {"text.start": "text_model.embeddings@out", "vision.start": "vision_model.embeddings@out"}
+        | {"text.final": "text_model.rms_norm@out", "vision.final": "vision_model.rms_norm@out"}
+    )
+
+    @pytest.fixture(autouse=True, scope="class")
+    @classmethod
+    def use_folder(cls, make_two_towers: Callable[..., Path]) -> None:
+        def settings(vocabulary: int) -> Any:
+            text = TOWER | {"vocab_size": vocabulary, "max_position_embeddings": 16, "eos_token_id": 2}
+            return transformers.Aimv2Config(
+                text_config=text, vision_config=TOWER | {"image_size": 32, "patch_size": 8}, projection_dim=24
+            )
+
+        cls.folder = make_two_towers(settings, clip_processor())
+
+
+BERT_BLOCK = ("attention.output.dense", "intermediate", "output.dense")
+
+
+class TestAlign(HFClipSuite):
+    """A convolutional vision tower and a BERT."""
+
+    module_path = "text_model.encoder.layer.1.intermediate"
+    places = block_places("text", "text_model.encoder.layer.{i}", *BERT_BLOCK) | {"text.start": "text_model.embeddings@out"}
+
+    @pytest.fixture(autouse=True, scope="class")
+    @classmethod
+    def use_folder(cls, make_two_towers: Callable[..., Path]) -> None:
+        def settings(vocabulary: int) -> Any:
+            text = TOWER | {"vocab_size": vocabulary, "max_position_embeddings": 16, "pad_token_id": 0}
+            stages = {"in_channels": [32, 8], "out_channels": [8, 16], "depthwise_padding": [], "strides": [1, 2]}
+            stages |= {"kernel_sizes": [3, 3], "num_block_repeats": [1, 1], "expand_ratios": [1, 2], "hidden_dim": 32}
+            vision = {"image_size": 32, "width_coefficient": 1.0, "depth_coefficient": 1.0, "initializer_range": 0.5, **stages}
+            return transformers.AlignConfig(text_config=text, vision_config=vision, projection_dim=16)
+
+        cls.folder = make_two_towers(settings, clip_processor())
+
+    def find_own_outputs(self, model: Any, inputs: Inputs) -> Mapping[str, Tensor]:
+        if inputs.modality == "text":
+            return super().find_own_outputs(model, inputs)
+        pooled = model.get_image_features(**inputs.tensors).pooler_output
+        return {"vision.pooled": pooled, "vision.embed": pooled}
+
+    def find_pooled(self, found: Any) -> Tensor:
+        return found.last_hidden_state[:, 0]
+
+
+class TestChineseClip(HFClipSuite):
+    """A two-tower model that no rule here was written for."""
+
+    places = (
+        block_places("vision", "vision_model.encoder.layers.{i}", *CLIP_BLOCK)
+        | block_places("text", "text_model.encoder.layer.{i}", *BERT_BLOCK)
+        | {"text.start": "text_model.embeddings@out", "vision.start": "vision_model.embeddings@out"}
+    )
+
+    @pytest.fixture(autouse=True, scope="class")
+    @classmethod
+    def use_folder(cls, make_two_towers: Callable[..., Path]) -> None:
+        def settings(vocabulary: int) -> Any:
+            text = TOWER | {"vocab_size": vocabulary, "max_position_embeddings": 16, "pad_token_id": 0}
+            return transformers.ChineseCLIPConfig(
+                text_config=text, vision_config=TOWER | {"image_size": 32, "patch_size": 8}, projection_dim=24
+            )
+
+        cls.folder = make_two_towers(settings, clip_processor())
+
+    def find_pooled(self, found: Any) -> Tensor:
+        is_vision = found.pooler_output is not None
+        return found.pooler_output if is_vision else found.last_hidden_state[:, 0]
+
+
+def clip_processor() -> Any:
+    return transformers.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
 
 
 @needs_data
@@ -209,24 +321,21 @@ class CausalLMSuite(AdapterSuite):
     folder: Path
 
     def open_adapter(self) -> Adapter:
-        return open_adapter(HFCausalLMModel(name=str(self.folder)), CPU)
+        return open_adapter(HFCausalLMModel(name=str(self.folder), context=24), CPU)
 
     def find_own_outputs(self, model: Any, inputs: Inputs) -> Mapping[str, Tensor]:
-        states = model(**inputs.tensors, output_hidden_states=True, use_cache=False).hidden_states
-        n_blocks = len(states) - 1
-        # The last hidden state of transformers is taken after the final norm: the last block has to be watched.
-        lists = [m for m in model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == n_blocks]
-        last: list[Any] = []
-        handle = lists[0][-1].register_forward_hook(lambda _m, _a, output: last.append(output))
-        model(**inputs.tensors, use_cache=False)
-        handle.remove()
-        output = last[0][0] if isinstance(last[0], tuple) else last[0]
-        blocks = {f"text.{i}": state for i, state in enumerate(states[1:-1])}
-        return blocks | {f"text.{n_blocks - 1}": output, "text.final": states[-1]}
+        found = model(**inputs.tensors, output_hidden_states=True, use_cache=False)
+        # The last state that transformers gives is taken after the final norm: the last block is in `places`.
+        states = {f"text.{i}": state for i, state in enumerate(found.hidden_states[1:-1])}
+        return {"text.start": found.hidden_states[0]} | states | {"text.final": found.hidden_states[-1]}
+
+
+LLAMA_BLOCK = ("self_attn.o_proj", "mlp", "mlp.down_proj")
 
 
 class TestLlama(CausalLMSuite):
     module_path = "model.layers.1.mlp"
+    places = block_places("text", "model.layers.{i}", *LLAMA_BLOCK)
 
     @pytest.fixture(autouse=True, scope="class")
     @classmethod
@@ -236,6 +345,7 @@ class TestLlama(CausalLMSuite):
 
 class TestGPT2(CausalLMSuite):
     module_path = "transformer.h.1.mlp"
+    places = block_places("text", "transformer.h.{i}", "attn.c_proj", "mlp", "mlp.c_proj")
 
     @pytest.fixture(autouse=True, scope="class")
     @classmethod
@@ -243,9 +353,83 @@ class TestGPT2(CausalLMSuite):
         cls.folder = make_causal_lm(make_gpt2_config, with_bos=False)
 
 
+class TestGPTNeoX(CausalLMSuite):
+    """Attention and MLP side by side."""
+
+    module_path = "gpt_neox.layers.1.mlp"
+    places = block_places("text", "gpt_neox.layers.{i}", "attention.dense", "mlp", "mlp.dense_4h_to_h")
+
+    @pytest.fixture(autouse=True, scope="class")
+    @classmethod
+    def use_folder(cls, make_causal_lm: Callable[..., Path]) -> None:
+        cls.folder = make_causal_lm(lambda n: transformers.GPTNeoXConfig(vocab_size=n, max_position_embeddings=24, **TOWER))
+
+
+class TestGemma3(CausalLMSuite):
+    """Scaled embeddings, norms after attention and MLP, windows; the heads together are wider than the stream."""
+
+    module_path = "model.layers.1.mlp"
+    places = block_places("text", "model.layers.{i}", *LLAMA_BLOCK)
+
+    @pytest.fixture(autouse=True, scope="class")
+    @classmethod
+    def use_folder(cls, make_causal_lm: Callable[..., Path]) -> None:
+        def settings(n: int) -> Any:
+            return transformers.Gemma3TextConfig(
+                vocab_size=n, head_dim=24, num_key_value_heads=1, sliding_window=4, max_position_embeddings=24, **TOWER
+            )
+
+        cls.folder = make_causal_lm(settings)
+
+
+class TestQwen3MoE(CausalLMSuite):
+    """A mixture of experts has no one set of neurons."""
+
+    module_path = "model.layers.1.mlp"
+    places: ClassVar[Mapping[str, str]] = {
+        name: place
+        for name, place in block_places("text", "model.layers.{i}", "self_attn.o_proj", "mlp", "mlp").items()
+        if not name.endswith("neurons")
+    }
+
+    @pytest.fixture(autouse=True, scope="class")
+    @classmethod
+    def use_folder(cls, make_causal_lm: Callable[..., Path]) -> None:
+        def settings(n: int) -> Any:
+            experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "decoder_sparse_step": 1}
+            heads = {"head_dim": 16, "num_key_value_heads": 1, "max_position_embeddings": 24}
+            return transformers.Qwen3MoeConfig(vocab_size=n, **heads, **experts, **TOWER)
+
+        cls.folder = make_causal_lm(settings)
+
+
+class TestMamba(CausalLMSuite):
+    """State spaces: no attention and no MLP, the stream only."""
+
+    module_path = "backbone.layers.1.mixer"
+    places: ClassVar[Mapping[str, str]] = {
+        "text.{i}": "backbone.layers.{i}@out",
+        "text.{i}.in": "backbone.layers.{i}@in",
+        "text.start": "backbone.layers.0@in",
+    }
+
+    @pytest.fixture(autouse=True, scope="class")
+    @classmethod
+    def use_folder(cls, make_causal_lm: Callable[..., Path]) -> None:
+        cls.folder = make_causal_lm(
+            lambda n: transformers.MambaConfig(vocab_size=n, hidden_size=32, num_hidden_layers=2, state_size=4)
+        )
+
+    def find_own_outputs(self, model: Any, inputs: Inputs) -> Mapping[str, Tensor]:
+        # Its states begin after the first block.
+        names = ("text.0", "text.1", "text.final")
+        return dict(zip(names, model(**inputs.tensors, output_hidden_states=True).hidden_states, strict=True))
+
+
 @needs_data
 class TestTrainedLlama(CausalLMSuite):
     module_path = "model.layers.3.mlp"
+    places = block_places("text", "model.layers.{i}", *LLAMA_BLOCK)
     folder = Path(DATA or "") / "stories260K-hf"
 
 

@@ -13,7 +13,8 @@ from torch import nn
 
 from thresher.errors import ConfigError, ModelError
 from thresher.harvest.adapters import HFCausalLMModel, open_adapter
-from thresher.harvest.adapters.hf_causal_lm import HFCausalLM, find_blocks
+from thresher.harvest.adapters.hf_causal_lm import HFCausalLM
+from thresher.harvest.adapters.hub_models import find_blocks
 
 DATA = os.environ.get("THRESHER_DATA")
 CPU = torch.device("cpu")
@@ -42,7 +43,8 @@ def test_blocks_are_found_in_any_architecture(family: str, make_causal_lm: Calla
     with torch.inference_mode():
         captured = adapter.capture(inputs, adapter.resolve(["*"], ["text"]))
         states = adapter.model(**inputs.tensors, output_hidden_states=True, use_cache=False).hidden_states
-    assert list(captured) == ["text.0", "text.1", "text.final"]
+    assert list(captured) == ["text.start", "text.0", "text.1", "text.final"]
+    assert torch.equal(captured["text.start"], states[0])
     assert torch.equal(captured["text.0"], states[1])
     assert torch.equal(captured["text.final"], states[-1])
     assert not torch.equal(captured["text.1"], captured["text.final"])
@@ -142,4 +144,4 @@ def test_a_model_that_is_not_there_is_named() -> None:
 def test_a_model_of_two_lists_of_layers_gives_the_outer_one(llama_folder: Path) -> None:
     adapter = load(llama_folder)
     adapter.model.model.layers[0].mlp.extra = nn.ModuleList([nn.Identity() for _ in range(3)])
-    assert find_blocks(adapter.model)[0] is adapter.model.model.layers[0]
+    assert find_blocks(adapter.model.model, adapter.model.config)[0] is adapter.model.model.layers[0]

@@ -109,7 +109,9 @@ def test_siglip_pools_texts_at_the_last_position_padding_or_not(siglip_folder: P
 
 
 def test_other_model_types_are_refused(llama_folder: Path) -> None:
-    with pytest.raises(ModelError, match="model type 'llama'; kind hf-clip knows clip, siglip"):
+    with pytest.raises(
+        ModelError, match="'llama' has no pair of towers for images and texts; for a language model use kind hf-causal-lm"
+    ):
         open_adapter(HFClipModel(name=str(llama_folder)), CPU)
 
 

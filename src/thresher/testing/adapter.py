@@ -4,7 +4,7 @@ import functools
 import json
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ class AdapterSuite:
 
     module_path: str
     """A module inside a tower whose output is one tensor [item, position, d] or [item, d]."""
-    places: Mapping[str, str] = {}
+    places: ClassVar[Mapping[str, str]] = {}
     """Hook points inside blocks and where a reader of the model's code would hook them, `{i}` for the number of the block:
     {"text.{i}.neurons": "model.layers.{i}.mlp.down_proj@in"}. With `find_own_outputs` they must be all hook points."""
 
@@ -77,7 +77,9 @@ class AdapterSuite:
         for modality in adapter.modalities:
             inputs, points = make_inputs(adapter, modality), resolve_tower(adapter, modality)
             inside = {point.name: find_place(self.places, point.name) for point in points}
-            expected = watch(self.find_model(adapter), {name: place for name, place in inside.items() if place}, adapter, inputs)
+            expected = watch(
+                self.find_model(adapter), {name: place for name, place in inside.items() if place}, adapter, inputs
+            )
             captured = capture(adapter, inputs, points)
             for name, value in expected.items():
                 assert torch.equal(captured[name], value.reshape(captured[name].shape)), name
@@ -112,7 +114,7 @@ class AdapterSuite:
             mine = [point for point in points if point.modality == modality]
             capture(adapter, inputs, mine)
             broken = Inputs(modality, {}, inputs.layout)
-            with pytest.raises((TypeError, KeyError, ValueError)):
+            with pytest.raises((TypeError, KeyError, ValueError, AttributeError)):
                 capture(adapter, broken, mine)
             with pytest.raises(ZeroDivisionError), adapter.splice(mine[0].name, divide_by_zero):
                 adapter.forward(inputs)
@@ -143,7 +145,10 @@ class AdapterSuite:
         for modality in adapter.modalities:
             layout = make_inputs(adapter, modality).layout
             kinds = set(layout.kind.unique().tolist()) - {TokenKind.PADDING}
-            texts, images = {TokenKind.TEXT, TokenKind.SPECIAL, TokenKind.IMAGE}, {TokenKind.PATCH, TokenKind.CLS, TokenKind.REGISTER}
+            texts, images = (
+                {TokenKind.TEXT, TokenKind.SPECIAL, TokenKind.IMAGE},
+                {TokenKind.PATCH, TokenKind.CLS, TokenKind.REGISTER},
+            )
             assert kinds <= (texts if modality == "text" else images)
             assert not (layout.special & ~layout.valid).any()
             if layout.summary is not None:

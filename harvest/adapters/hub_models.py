@@ -1,0 +1,134 @@
+"""What the families of transformers share: loading by name, identity, finding blocks and norms in an unknown model."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from thresher.config import config
+from thresher.errors import ModelError
+from thresher.harvest.adapters.base import Precision
+from thresher.harvest.adapters.sublayers import tap_blocks
+from thresher.harvest.adapters.taps import Tap, tap_output
+from thresher.harvest.adapters.weights import NO_HUB, fingerprint_weights, plain_log, to_plain, torch_dtype
+from thresher.hub import local_copy
+
+PREPROCESSING = ("size", "crop_size", "image_mean", "image_std", "resample", "rescale_factor", "patch_size", "max_num_patches")
+"""Settings of an image processor that decide pixels, beside those that begin with `do_`."""
+
+_NORM = re.compile(r"(?:final_layer_?norm|post_layernorm|final_norm|norm_f|ln_f|rms_norm|layernorm|ln_final|norm|layer_norm)")
+_COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers", "depth")
+
+
+@config
+class HubModel:
+    """A model of transformers by its name."""
+
+    name: str
+    """Hub id (<owner>/<name>) or folder, with the model, its tokenizer and its image processor as far as it has them."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub."""
+    precision: Precision = "float32"
+    """What the model computes in."""
+
+
+def load_model(settings: HubModel, auto: str) -> Any:
+    """A model by the name of its Auto class, ready to be read. Raises ModelError when it cannot be had."""
+    return _load(settings, auto, dtype=torch_dtype(settings.precision)).eval().requires_grad_(requires_grad=False)
+
+
+def load_parts(settings: HubModel, *autos: str) -> list[Any]:
+    """What goes with a model, each by the name of its Auto class. Raises ModelError when one cannot be had."""
+    return [_load(settings, auto) for auto in autos]
+
+
+@plain_log()
+def _load(settings: HubModel, auto: str, **options: Any) -> Any:
+    # Takes seconds, and the configurations of these families are needed without it.
+    import transformers
+
+    place: Any = local_copy(settings.name)
+    revision = {"revision": settings.revision} if settings.revision else {}
+    try:
+        return getattr(transformers, auto).from_pretrained(place, **revision, **options)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ModelError(f"transformers cannot load {settings.name!r} as {auto}: {error}; {NO_HUB}") from error
+
+
+def identify(kind: str, settings: HubModel, model: Any, **more: Any) -> Mapping[str, Any]:
+    """Plain values that name a loaded model."""
+    return {
+        "kind": kind,
+        "name": settings.name,
+        "revision": getattr(model.config, "_commit_hash", None) or settings.revision,
+        "precision": settings.precision,
+        "weights": fingerprint_weights(model),
+        **more,
+    }
+
+
+def describe_processor(processor: Any) -> dict[str, Any]:
+    """The settings of an image processor that decide pixels."""
+    values: dict[str, Any] = processor.to_dict()
+    return to_plain({name: value for name, value in values.items() if name in PREPROCESSING or name.startswith("do_")})
+
+
+def find_context(settings: HubModel, asked: int | None, model: nn.Module, tokenizer: Any) -> int:
+    """The longest text in tokens: what was asked for, or the model's own limit. Raises ModelError when there is none."""
+    own = count_positions(model)
+    limit = int(getattr(tokenizer, "model_max_length", 0) or 0)
+    known = [length for length in (own, limit) if length and length < 10**9]
+    context = asked or min(known, default=None)
+    if context is None:
+        raise ModelError(f"{settings.name}: the model states no longest text; set model.context")
+    if own is not None and context > own:
+        raise ModelError(f"{settings.name}: context={context} is longer than the model's {own} positions")
+    return context
+
+
+def count_positions(model: Any) -> int | None:
+    """How many positions a text model has; RoBERTa's table of them begins after the padding index."""
+    count: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    for path, module in model.named_modules():
+        if path.endswith("position_embeddings") and isinstance(module, nn.Embedding) and module.padding_idx is not None:
+            return module.num_embeddings - module.padding_idx - 1
+    return count
+
+
+def find_blocks(tower: nn.Module, settings: Any) -> list[nn.Module]:
+    """The residual blocks: the outermost list of as many modules of a kind as the configuration counts layers.
+
+    Empty where there is none, as in convolutional networks.
+    """
+    counts = {getattr(settings, name, None) for name in _COUNTS}
+    lists = {name: found for name, found in tower.named_modules() if isinstance(found, nn.ModuleList)}
+    fitting = sorted((name for name, found in lists.items() if len(found) in counts), key=lambda name: name.count("."))
+    return list(lists[fitting[0]]) if fitting else []
+
+
+def tap_stream(name: str, tower: nn.Module, blocks: Sequence[nn.Module]) -> dict[str, Tap]:
+    """Embeddings, blocks and final norm of a transformer, as far as it has them."""
+    taps = tap_blocks(name, blocks)
+    embeddings = next((module for path, module in tower.named_modules() if path.split(".")[-1] == "embeddings"), None)
+    if embeddings is not None:
+        taps = {f"{name}.start": tap_output(embeddings)} | taps
+    elif blocks:
+        taps = {f"{name}.start": taps[f"{name}.0.in"]} | taps
+    norm = find_final_norm(tower, blocks)
+    return taps | ({f"{name}.final": tap_output(norm)} if norm is not None and blocks else {})
+
+
+def find_final_norm(tower: nn.Module, blocks: Sequence[nn.Module]) -> nn.Module | None:
+    """The norm after the last block: the outermost one by its name that stands beside or above the blocks."""
+    inside = {id(module) for block in blocks for module in block.modules()}
+    named = [(path, module) for path, module in tower.named_modules() if _NORM.fullmatch(path.split(".")[-1])]
+    outer = sorted((found for found in named if id(found[1]) not in inside), key=lambda found: found[0].count("."))
+    outer = [found for found in outer if "embed" not in found[0] and not isinstance(found[1], nn.Identity)]
+    return outer[0][1] if outer else None
+
+
+def read_features(output: Any) -> torch.Tensor:
+    """Joint embeddings: transformers gives them as a tensor or, in later versions, as `pooler_output`."""
+    return output if isinstance(output, torch.Tensor) else output.pooler_output

@@ -1,0 +1,130 @@
+"""Vision backbones of timm."""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from thresher.config import config
+from thresher.errors import ConfigError, ModelError
+from thresher.harvest.adapters.base import Inputs, Precision
+from thresher.harvest.adapters.hooks import HookedModel, Tower
+from thresher.harvest.adapters.layouts import label_patches
+from thresher.harvest.adapters.sublayers import tap_blocks
+from thresher.harvest.adapters.taps import Tap, tap_input, tap_output
+from thresher.harvest.adapters.weights import NO_HUB, fingerprint_weights, to_plain, torch_dtype
+from thresher.hub import local_copy
+
+RANDOM = "random"
+HUB = "hf-hub:"
+LOCAL = "local-dir:"
+
+
+@config
+class TimmModel:
+    """A vision backbone of timm, without its classifier."""
+
+    kind: Literal["timm"] = "timm"
+    """Which family this is."""
+    name: str
+    """Architecture as in `timm.list_models()`, with the tag of its weights (vit_base_patch14_reg4_dinov2.lvd142m),
+    `hf-hub:<owner>/<name>`, or `local-dir:<folder>` with config.json and model.safetensors."""
+    weights: str | None = None
+    """A file of weights for an architecture's name, or `random` for untrained ones, a control; the pretrained weights of
+    the name when not given."""
+    image_size: int | None = None
+    """Side of the images in pixels; the model's own when not given."""
+    precision: Precision = "float32"
+    """What the model computes in."""
+    seed: int = 0
+    """Draws the weights when `weights` is `random`."""
+
+    def __post_init__(self) -> None:
+        if self.weights is not None and self.name.startswith((HUB, LOCAL)):
+            raise ConfigError(f"weights={self.weights!r}: {self.name} brings its own weights; leave it out")
+
+
+class TimmVision(HookedModel):
+    """A timm model behind the interface of all models; its output is what it hands to a classifier."""
+
+    def __init__(self, settings: TimmModel, device: torch.device) -> None:
+        from timm.data import create_transform, resolve_model_data_config  # pyright: ignore[reportPrivateImportUsage]
+
+        model = _load(settings)
+        if settings.image_size is not None and hasattr(model, "set_input_size"):
+            model.set_input_size(img_size=settings.image_size)
+        preprocessing: dict[str, Any] = resolve_model_data_config(model)
+        if settings.image_size is not None:
+            preprocessing["input_size"] = (3, settings.image_size, settings.image_size)
+        self._transform: Any = create_transform(**preprocessing, is_training=False)
+        self._dtype = torch_dtype(settings.precision)
+        self.identity: Mapping[str, Any] = {
+            "kind": settings.kind,
+            "name": settings.name,
+            "pretrained": settings.weights,
+            "precision": settings.precision,
+            "weights": fingerprint_weights(model),
+            "preprocessing": to_plain(preprocessing),
+        }
+        model = model.eval().requires_grad_(requires_grad=False).to(device=device, dtype=self._dtype)
+        self._shape, self._n_cls, self._n_registers = describe_patches(model)
+        self._is_pooled_by_token = getattr(model, "global_pool", "") == "token"
+        blank = Image.new("RGB", (64, 64))
+
+        def forward(inputs: Inputs) -> Tensor:
+            return model(inputs.tensors["pixels"])
+
+        super().__init__(model, {"image": Tower(forward, _tap(model), lambda: self.prepare_images([blank]))}, device)
+
+    def prepare_images(self, images: Sequence[Image.Image]) -> Inputs:
+        """Pixels [item, 3, height, width] by the model's evaluation transform."""
+        pixels = torch.stack([self._transform(image.convert("RGB")) for image in images]).to(self._dtype)
+        layout = label_patches([self._shape] * len(images), n_cls=self._n_cls, n_registers=self._n_registers)
+        return Inputs("image", {"pixels": pixels}, layout if self._is_pooled_by_token else layout._replace(summary=None))
+
+
+def describe_patches(model: Any) -> tuple[tuple[int, int], int, int]:
+    """Grid of the patches (rows, columns), CLS tokens and registers of a timm model; one cell where it has no sequence."""
+    if not list(getattr(model, "blocks", ())) or not hasattr(model, "patch_embed"):
+        return (1, 1), 0, 0
+    n_prefix, n_registers = int(getattr(model, "num_prefix_tokens", 0)), int(getattr(model, "num_reg_tokens", 0))
+    # The distillation token of DeiT stands for nothing in the image either.
+    n_registers += int(getattr(model, "dist_token", None) is not None)
+    rows, columns = getattr(model.patch_embed, "grid_size", (1, 1))
+    return (int(rows), int(columns)), n_prefix - n_registers, n_registers
+
+
+def find_norm(model: Any) -> nn.Module | None:
+    """The norm over all positions after the last block; None where the model norms only what it has pooled."""
+    norm = getattr(model, "norm", None)
+    return None if norm is None or isinstance(norm, nn.Identity) else norm
+
+
+def _tap(model: Any) -> dict[str, Tap]:
+    before, norm = getattr(model, "norm_pre", getattr(model, "pos_drop", None)), find_norm(model)
+    start = {"vision.start": tap_input(before)} if before is not None else {}
+    final = {"vision.final": tap_output(norm)} if norm is not None else {}
+    return start | tap_blocks("vision", list(getattr(model, "blocks", ()))) | final | {"vision.pooled": tap_output(model)}
+
+
+def _load(settings: TimmModel) -> Any:
+    """The model without its classifier. Raises ModelError when it cannot be had."""
+    import timm
+
+    name, options = settings.name, {"pretrained": settings.weights is None}
+    if name.startswith(HUB):
+        copy = local_copy(name.removeprefix(HUB))
+        name = name if copy == name.removeprefix(HUB) else f"{LOCAL}{copy}"
+    elif not name.startswith(LOCAL) and name.partition(".")[0] not in timm.list_models():
+        near = difflib.get_close_matches(name, timm.list_models(), n=3)
+        raise ModelError(f"timm has no architecture {name!r}; nearest: {', '.join(near) or 'none'}")
+    path = settings.weights if settings.weights != RANDOM else None
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(settings.seed)
+            return timm.create_model(name, num_classes=0, checkpoint_path=path or "", **options)
+    except (RuntimeError, OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"timm cannot load {settings.name!r}: {error}; {NO_HUB}") from error
