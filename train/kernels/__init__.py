@@ -3,6 +3,7 @@
 from thresher.train.kernels.choose import choose_method
 from thresher.train.kernels.codes import Codes, count_active, densify, mark_fired, merge_repeats, pack
 from thresher.train.kernels.engines import has_bf16, has_numba, has_triton, prepare
+from thresher.train.kernels.nested import Nested, find_smallest_k, pursue_nested
 from thresher.train.kernels.orthogonal import orthogonal_pursue
 from thresher.train.kernels.prepared import Prepared
 from thresher.train.kernels.pursuit import pursue
@@ -12,12 +13,14 @@ from thresher.train.kernels.sparse import sparse_decode, sparse_encode
 __all__ = [
     "Codes",
     "Method",
+    "Nested",
     "Prepared",
     "Rule",
     "Sign",
     "choose_method",
     "count_active",
     "densify",
+    "find_smallest_k",
     "has_bf16",
     "has_numba",
     "has_triton",
@@ -27,6 +30,7 @@ __all__ = [
     "pack",
     "prepare",
     "pursue",
+    "pursue_nested",
     "sparse_decode",
     "sparse_encode",
 ]
