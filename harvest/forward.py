@@ -17,7 +17,6 @@ from thresher.harvest.prepare import Chunk, Prepared
 from thresher.harvest.rows import RowIndex, average, describe_rows, find_nonfinite, find_order, gather, name_space
 from thresher.harvest.settings import HarvestConfig
 
-
 SEVERITY = {"clipped": 0, "outlier": 1, "nonfinite": 2}
 """What can be wrong with single rows of an item, the worst last."""
 
@@ -62,11 +61,12 @@ class Reader:
                 points = [point for point in self._hook_points if point.modality == chunk.inputs.modality]
                 # Before the forward pass: a copy to the device behind it would wait for it.
                 index = {"tokens": chunk.tokens.send(device), "items": chunk.items.send(device)}
+                lengths = chunk.means.lengths.to(device, non_blocking=True)
                 captured = self._adapter.capture(chunk.inputs.send(device), points)
                 for point in points:
                     rows = gather(captured[point.name], index[point.level], point.level)
                     if point.level == "tokens" and self._settings.pool == "mean":
-                        rows = average(rows, index["tokens"].item)
+                        rows = average(rows, lengths)
                     kept = rows.to(torch_dtype(self._settings.dtype)).to("cpu", non_blocking=True)
                     values[point.name].append(kept)
         if device.type != "cuda":
@@ -155,7 +155,7 @@ class Reader:
 
 
 def _rows_of(chunk: Chunk, space: str) -> RowIndex:
-    return {"tokens": chunk.tokens, "means": chunk.means, "items": chunk.items}[space.partition(".")[2]]
+    return {"tokens": chunk.tokens, "means": chunk.means.rows, "items": chunk.items}[space.partition(".")[2]]
 
 
 def _pick(rows: Rows, which: Tensor) -> Rows:

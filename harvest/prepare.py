@@ -19,7 +19,7 @@ from thresher.harvest.adapters import Adapter
 from thresher.harvest.adapters.base import Inputs
 from thresher.harvest.decoding import Decoded, Decoder, Transform, decode_images
 from thresher.harvest.passes import plan_passes, plan_passes_by_length
-from thresher.harvest.rows import RowIndex, Subset, draw_subset, select_items, select_means, select_tokens
+from thresher.harvest.rows import Means, RowIndex, Subset, draw_subset, select_items, select_means, select_tokens
 from thresher.harvest.settings import HarvestConfig
 
 
@@ -31,7 +31,7 @@ class Chunk(NamedTuple):
     """For each item of the inputs, its index within the batch's items of this modality."""
     tokens: RowIndex
     """Rows of hook points with one row per token."""
-    means: RowIndex
+    means: Means
     """Rows of such hook points when tokens are averaged."""
     items: RowIndex
     """Rows of hook points with one row per item."""

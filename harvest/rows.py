@@ -133,10 +133,23 @@ def select_items(layout: Layout) -> RowIndex:
     return RowIndex(item, torch.full_like(item, -1), is_everything=len(item) == len(layout.valid))
 
 
-def select_means(tokens: RowIndex) -> RowIndex:
-    """One row per item that has any of the rows to be averaged."""
-    item = tokens.item.unique_consecutive()
-    return RowIndex(item, torch.full_like(item, -1), is_everything=False)
+class Means(NamedTuple):
+    """Rows that are averages of the token rows of their item."""
+
+    rows: RowIndex
+    """One per item that has any rows to be averaged."""
+    lengths: Int[Tensor, " row"]
+    """How many those are."""
+
+    def pin(self) -> "Means":
+        """The same in page-locked memory."""
+        return Means(self.rows.pin(), self.lengths.pin_memory())
+
+
+def select_means(tokens: RowIndex) -> Means:
+    """The averages of token rows by item."""
+    item, lengths = tokens.item.unique_consecutive(return_counts=True)
+    return Means(RowIndex(item, torch.full_like(item, -1), is_everything=False), lengths)
 
 
 def name_space(point: HookPoint, pool: Pool) -> str:
@@ -161,12 +174,15 @@ def gather(activations: Float[Tensor, "item *position d"], rows: RowIndex, level
     return activations[rows.item] if level == "items" else activations[rows.item, rows.position]
 
 
-def average(values: Float[Tensor, "row d"], item: Int[Tensor, " row"]) -> Float[Tensor, "item d"]:
-    """Mean of the rows of each item that has any, in float32, added up in their order whatever stands beside them."""
-    lengths = item.unique_consecutive(return_counts=True)[1]
+def average(values: Float[Tensor, "row d"], lengths: Int[Tensor, " item"]) -> Float[Tensor, "item d"]:
+    """Means of the first `lengths[0]` rows, the next `lengths[1]`, ..., which add up to all rows; none may be 0.
+
+    In float32, added up in the order of the rows, whatever stands beside them. All on one device, which is not waited for.
+    """
     if not len(lengths):
         return values.float()
-    return torch.segment_reduce(values.float(), "mean", lengths=lengths, axis=0)
+    # Not checked: that would wait for the device.
+    return torch.segment_reduce(values.float(), "mean", lengths=lengths, axis=0, unsafe=True)
 
 
 def find_order(item: Int[Tensor, " row"]) -> Int[Tensor, " row"] | None:
