@@ -146,9 +146,10 @@ def _fill(writer: StoreWriter, config: HarvestConfig, reader: Reader, prepare: P
     if first:
         log(f"harvest: resuming {config.out} at record {first * config.batch_size} of {prepare.n_records}")
     counts: Counter[str] = Counter()
-    n_left = prepare.n_records - first * config.batch_size
+    batches = writer.missing(prepare.n_batches)
+    n_left = sum(min(config.batch_size, prepare.n_records - batch * config.batch_size) for batch in batches)
     with progress("harvest", n_left, "records") as advance:
-        prepared = prepare_ahead(prepare, range(first, prepare.n_batches), config.workers)
+        prepared = prepare_ahead(prepare, batches, config.workers)
         for batch in reader.read(prepared):
             writer.write(batch)
             counts += _count(batch)

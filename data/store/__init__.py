@@ -4,6 +4,7 @@ from thresher.data.store.bfloat16 import register
 from thresher.data.store.describe import describe_store, list_stores
 from thresher.data.store.moments import Moments
 from thresher.data.store.reader import Store, open_store
+from thresher.data.store.repair import Repair, repair_store
 from thresher.data.store.schema import Batch, Dtype, HookPointInfo, HookPointSpec, Item, Rows, TokenKind
 from thresher.data.store.verify import verify_store
 from thresher.data.store.writer import StoreWriter
@@ -15,6 +16,7 @@ __all__ = [
     "HookPointSpec",
     "Item",
     "Moments",
+    "Repair",
     "Rows",
     "Store",
     "StoreWriter",
@@ -22,6 +24,7 @@ __all__ = [
     "describe_store",
     "list_stores",
     "open_store",
+    "repair_store",
     "verify_store",
 ]
 

@@ -1,11 +1,12 @@
 """Commit records: the only thing that decides which rows of an unfinished store exist."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from thresher.data.store.header import pick
-from thresher.data.store.layout import commit_path
+from thresher.data.store.layout import commit_path, redo_path
 from thresher.data.store.storage import Storage, StoredFile, write_file
 from thresher.errors import StoreError
 from thresher.runs import canonical_json
@@ -23,6 +24,8 @@ class Cursor(NamedTuple):
 
 
 START = Cursor(0, 0, {"image": 0, "text": 0})
+UNKNOWN = -1
+"""`rows_end` of a block whose record was damaged: it must be made again, and nothing tells what it was."""
 
 
 class Commit(NamedTuple):
@@ -44,32 +47,47 @@ class Commit(NamedTuple):
 
 def write_commit(storage: Storage, space: str, commit: Commit) -> None:
     """Make a block part of the store. Its files must be durable."""
-    record = commit._asdict() | {
-        "files": {path: stored._asdict() for path, stored in commit.files.items()},
-        "cursor": commit.cursor._asdict(),
-    }
-    write_file(storage, commit_path(space, commit.block), [canonical_json(record)])
+    write_file(storage, commit_path(space, commit.block), [_dump(commit)])
 
 
-def read_commits(storage: Storage, space: str) -> list[Commit]:
-    """The committed blocks of a space, from block 0 to the last without a gap. Raises StoreError for a damaged record."""
-    return list(_read(storage, space))
+def write_redo(storage: Storage, space: str, commit: Commit) -> None:
+    """Keep the record of a block that is to be made again, byte for byte."""
+    write_file(storage, redo_path(space, commit.block), [_dump(commit)])
 
 
-def _read(storage: Storage, space: str) -> Iterator[Commit]:
-    block = 0
-    while storage.size(path := commit_path(space, block)) is not None:
-        yield _parse(storage, path)
-        block += 1
+def describe_file(stored: StoredFile) -> dict[str, Any]:
+    """A file as records tell of it."""
+    return {name: value for name, value in stored._asdict().items() if value != ""}
 
 
-def _parse(storage: Storage, path: str) -> Commit:
+def find_records(storage: Storage, space: str) -> dict[int, str]:
+    """Block -> path of its commit record, in order."""
+    return _find(storage, space, r"(\d{8})\.json")
+
+
+def find_redo(storage: Storage, space: str) -> dict[int, str]:
+    """Block -> path of the record of a block that must be made again."""
+    return _find(storage, space, r"(\d{8})\.redo\.json")
+
+
+def read_commit(storage: Storage, path: str) -> Commit:
+    """Read one record. Raises StoreError when it is damaged."""
     try:
         record: dict[str, Any] = json.loads(storage.read(path))
-        files = {name: StoredFile(**pick(stored, StoredFile._fields)) for name, stored in record["files"].items()}
+        files = {name: StoredFile(**pick({"chunks": ""} | file, StoredFile._fields)) for name, file in record["files"].items()}
         known = {"files": files, "cursor": Cursor(**pick(record["cursor"], Cursor._fields))}
         return Commit(**pick(record | known, Commit._fields))
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise StoreError(
-            f"{storage.locate(path)}: not a commit record ({error}); the store is damaged: harvest it again"
+            f"{storage.locate(path)}: not a commit record ({error}); the store is damaged: run `thresher store repair` on it"
         ) from error
+
+
+def _dump(commit: Commit) -> bytes:
+    files = {path: describe_file(stored) for path, stored in commit.files.items()}
+    return canonical_json(commit._asdict() | {"files": files, "cursor": commit.cursor._asdict()})
+
+
+def _find(storage: Storage, space: str, pattern: str) -> dict[int, str]:
+    matches = ((re.fullmatch(f".*/{pattern}", path), path) for path in storage.list_files(f"commits/{space}"))
+    return {int(match[1]): path for match, path in matches if match}

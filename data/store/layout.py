@@ -138,6 +138,11 @@ def commit_path(space: str, block: int) -> str:
     return f"commits/{space}/{block:08d}.json"
 
 
+def redo_path(space: str, block: int) -> str:
+    """Of the record of a block that must be made again, relative to the store."""
+    return f"commits/{space}/{block:08d}.redo.json"
+
+
 def table_path(table: str, block: int) -> str:
     """Of a part of a table (`items/image`, `items/text`, `pairs`), relative to the store."""
     return f"{table}/{block:08d}.parquet"

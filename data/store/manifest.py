@@ -9,7 +9,7 @@ import crc32c
 import pyarrow.parquet as pq
 
 from thresher.data.store import moments
-from thresher.data.store.commits import Commit
+from thresher.data.store.commits import Commit, describe_file
 from thresher.data.store.header import Header, check_version, pick
 from thresher.data.store.layout import FORMAT, MANIFEST, MOMENTS, RUN, VERSION
 from thresher.data.store.recovery import Committed, list_files, read_committed
@@ -44,7 +44,7 @@ def write_manifest(storage: Storage, header: Header) -> None:
     document = {
         "format": FORMAT,
         "version": VERSION,
-        "files": {path: stored._asdict() for path, stored in files.items()},
+        "files": {path: describe_file(stored._replace(chunks="")) for path, stored in files.items()},
         "rows": count_rows(header, committed),
         "items": dict(committed.tables[-1].cursor.items),
         "pairs": sum(_count_table(storage, path) for path in files if path.startswith("pairs/")),
@@ -65,7 +65,7 @@ def read_manifest(storage: Storage) -> Manifest | None:
     found, stored = _digest({key: value for key, value in document.items() if key != "sha256"}), document.get("sha256")
     if found != stored:
         raise StoreError(f"{path}: its content has digest {found}, expected {stored}; the store is damaged: harvest it again")
-    files = {name: StoredFile(**pick(stored, StoredFile._fields)) for name, stored in document["files"].items()}
+    files = {name: StoredFile(**pick(stored, ("bytes", "crc32c"))) for name, stored in document["files"].items()}
     return Manifest(files, document["rows"], document["items"], document["pairs"], document["sha256"])
 
 

@@ -20,10 +20,11 @@ from thresher.data.store.header import Header, read_header
 from thresher.data.store.layout import MOMENTS, activations_path, has_token_ids, rows_path
 from thresher.data.store.manifest import Manifest, combine_moments, count_rows, read_manifest
 from thresher.data.store.moments import Moments, State, load_states, summarize
+from thresher.data.store.places import open_storage
 from thresher.data.store.recovery import Committed, read_committed
 from thresher.data.store.schema import TORCH_DTYPE, HookPointInfo
 from thresher.data.store.sharded import open_array
-from thresher.data.store.storage import Storage, open_storage
+from thresher.data.store.storage import Storage
 from thresher.data.store.tables import read_table
 from thresher.errors import StoreError
 from thresher.runs import fingerprint

@@ -1,12 +1,12 @@
 """The open end of a store: takes batches in order and commits what is full."""
 
-from thresher.data.store.commits import START, Commit, Cursor, write_commit
+from thresher.data.store.commits import START, UNKNOWN, Commit, Cursor, write_commit
 from thresher.data.store.header import Header
-from thresher.data.store.layout import MODALITIES, TABLES, ZARR, arrays_of, layer_path, rows_path
+from thresher.data.store.layout import MODALITIES, TABLES, ZARR, arrays_of, layer_path, redo_path, rows_path
 from thresher.data.store.manifest import write_manifest
 from thresher.data.store.recovery import Committed, read_committed, roll_back
 from thresher.data.store.schema import Batch
-from thresher.data.store.space import SpaceWriter, update
+from thresher.data.store.space import SpaceWriter, check_redo, update
 from thresher.data.store.storage import Storage
 from thresher.data.store.tables import TablePart
 from thresher.data.store.zarr_json import group_document, root_document
@@ -21,27 +21,48 @@ class Sink:
         self._header = header
         committed = read_committed(storage, header.layout)
         roll_back(storage, committed)
+        self._gaps = committed.gaps()
         self.start = committed.start()
         """The first batch to write again, and the items before it."""
-        self._end = _end(committed)
+        self._end = committed.end()
+        self._items_before = {gap.start.batch: gap.start.items for gap in self._gaps}
         self._items = dict(self.start.items)
         self._next_batch = self.start.batch
         self._modality = {spec.space: spec.modality for spec in header.hook_points}
-        self._spaces = {space: self._open_space(space, committed) for space in committed.spaces}
-        self._parts = len(committed.tables)
-        self._table_cursor = committed.tables[-1].cursor if committed.tables else START
-        self._is_final = bool(committed.tables) and committed.tables[-1].final
+        self._spaces = {space: self._open_space(space, committed) for space in header.layout.shard_rows}
+        self._records = dict(committed.sequences[TABLES].records)
+        self._redo = committed.sequences[TABLES].redo
+        self._parts, self._table_cursor, self._is_final = 0, START, False
         self._part = TablePart()
+        self._pass_stored()
         self._write_documents()
 
+    @property
+    def is_open(self) -> bool:
+        """Whether only the input tells where the store ends."""
+        return any(gap.stop is None for gap in self._gaps)
+
+    def next_needed(self, batch: int) -> int | None:
+        """The first batch from `batch` on of which something is missing; None when there is none."""
+        starts = [max(batch, gap.start.batch) for gap in self._gaps]
+        return min((start for start, gap in zip(starts, self._gaps, strict=True) if gap.needs(start)), default=None)
+
+    def next_closed(self, batch: int) -> int | None:
+        """Like `next_needed`, but of the gaps whose end is known."""
+        closed = [gap for gap in self._gaps if gap.stop is not None]
+        starts = [max(batch, gap.start.batch) for gap in closed]
+        return min((start for start, gap in zip(starts, closed, strict=True) if gap.needs(start)), default=None)
+
     def append(self, batch: Batch) -> None:
-        """Take the next batch; drops what is stored already."""
+        """Take the next batch; drops what is stored already. Batches of which nothing is missing may be left out."""
+        if batch.index != self._next_batch:
+            self._items = dict(self._items_before[batch.index])
         before = dict(self._items)
         after = {modality: before[modality] + len(batch.items.get(modality, ())) for modality in MODALITIES}
         for space, rows in batch.rows.items():
             self._spaces[space].append(batch.index, rows, before, after, self._modality[space])
         self._items, self._next_batch = after, batch.index + 1
-        if batch.index < self._table_cursor.batch:
+        if self._is_final or batch.index < self._table_cursor.batch:
             return
         self._part.append(batch, before)
         if self._part.batches == self._header.layout.batches_per_part:
@@ -49,15 +70,17 @@ class Sink:
 
     def finish(self) -> None:
         """Commit what is left, then make the store complete."""
-        cursor = Cursor(self._next_batch, 0, self._items)
-        if (cursor.batch, cursor.rows) < self._end[:2]:
+        cursor = Cursor(self._next_batch, 0, self._items) if self.is_open else self._end
+        if cursor[:2] < self._end[:2] or (not self.is_open and self.next_needed(self._next_batch) is not None):
             raise StoreError(
-                f"{self._storage.locate()}: the harvest ended before batch {cursor.batch}, but rows of batch "
+                f"{self._storage.locate()}: the harvest ended before batch {self._next_batch}, but rows of batch "
                 f"{self._end.batch} are stored; its input has shrunk: harvest into another `out`"
             )
         for space in self._spaces.values():
             space.finish(cursor)
         if not self._is_final:
+            self._items = dict(cursor.items)
+            self._next_batch = cursor.batch
             self._commit_tables(final=True)
         write_manifest(self._storage, self._header)
 
@@ -73,17 +96,31 @@ class Sink:
 
     def _open_space(self, name: str, committed: Committed) -> SpaceWriter:
         arrays = arrays_of(name, self._header.hook_points, self._header.layout)
-        space = SpaceWriter(self._storage, name, arrays, committed.spaces[name])
-        space.skip_to(committed.cursor(name))
+        space = SpaceWriter(self._storage, name, arrays, committed.sequences[name])
+        space.skip_to(committed.idle(name))
         return space
 
     def _commit_tables(self, *, final: bool) -> None:
         cursor = Cursor(self._next_batch, 0, self._items)
         files = self._part.write(self._storage, self._parts)
-        idle = [name for name, space in self._spaces.items() if space.is_idle]
-        rows = self._part.n_items
-        write_commit(self._storage, TABLES, Commit(self._parts, rows, sum(self._items.values()), files, cursor, final, idle))
-        self._parts, self._part, self._table_cursor, self._is_final = self._parts + 1, TablePart(), cursor, final
+        idle = [name for name, space in self._spaces.items() if space.is_idle(self._next_batch)]
+        commit = Commit(self._parts, self._part.n_items, sum(self._items.values()), files, cursor, final, idle)
+        check_redo(self._storage, TABLES, commit, self._redo)
+        before = self._redo.get(self._parts)
+        if before is not None and before.rows_end != UNKNOWN:
+            commit = before
+        write_commit(self._storage, TABLES, commit)
+        if before is not None:
+            self._storage.delete(redo_path(TABLES, self._parts))
+        self._records[self._parts] = commit
+        self._part = TablePart()
+        self._pass_stored()
+
+    def _pass_stored(self) -> None:
+        """Go on behind the parts of the tables that are stored."""
+        while (commit := self._records.get(self._parts)) is not None:
+            self._table_cursor, self._is_final = commit.cursor, commit.final
+            self._parts += 1
 
     def _write_documents(self) -> None:
         documents: dict[str, bytes] = {ZARR: root_document(), f"{ZARR}/layers": group_document({})}
@@ -96,10 +133,3 @@ class Sink:
             update(self._storage, f"{folder}/zarr.json", document)
         for space in self._spaces.values():
             space.write_documents()
-
-
-def _end(committed: Committed) -> Cursor:
-    """The furthest that anything is stored: no harvest of the same input can end before it."""
-    cursors: list[Cursor] = [committed.cursor(space) for space in committed.spaces]
-    cursors += [commit.cursor for commit in committed.tables[-1:]]
-    return max(cursors, key=lambda cursor: (cursor.batch, cursor.rows))

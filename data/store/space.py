@@ -11,12 +11,14 @@ import torch
 from torch import Tensor
 
 from thresher.data.store import moments
-from thresher.data.store.commits import START, Commit, Cursor, write_commit
-from thresher.data.store.layout import ArraySpec, moments_path
+from thresher.data.store.commits import START, UNKNOWN, Commit, Cursor, write_commit
+from thresher.data.store.layout import ArraySpec, commit_path, moments_path, redo_path
+from thresher.data.store.recovery import Blocks
 from thresher.data.store.schema import Rows
 from thresher.data.store.shard import STORAGE, shard_index
 from thresher.data.store.storage import NewFile, Storage, StoredFile, write_file
 from thresher.data.store.zarr_json import array_document
+from thresher.errors import StoreError
 
 SYNCS = 16
 """Shards that are made durable at once; the disk merges them."""
@@ -31,7 +33,7 @@ class Column:
         shape = (spec.chunk_rows,) if spec.width is None else (spec.chunk_rows, spec.width)
         self._chunk = np.zeros(shape, STORAGE[spec.data_type])
         self._filled = 0
-        self._n_chunks = 0
+        self._marks: list[str] = []
         self._shard: NewFile | None = None
         self.moments = moments.empty_state(spec.width or 1)
 
@@ -50,9 +52,9 @@ class Column:
         if self._filled:
             self._flush(block)
         assert self._shard is not None, "a block has at least one row"
-        self._shard.append(shard_index(self._n_chunks, self.spec.shard_rows // self.spec.chunk_rows, self._chunk.nbytes))
-        stored = self._shard.commit()
-        self._shard, self._n_chunks = None, 0
+        self._shard.append(shard_index(len(self._marks), self.spec.shard_rows // self.spec.chunk_rows, self._chunk.nbytes))
+        stored = self._shard.commit()._replace(chunks="".join(self._marks))
+        self._shard, self._marks = None, []
         return stored
 
     def discard(self) -> None:
@@ -68,37 +70,40 @@ class Column:
         self._chunk[self._filled :] = 0
         self._shard.append(self._chunk.data)
         self._filled = 0
-        self._n_chunks += 1
+        self._marks.append(self._shard.checksum)
 
 
 class SpaceWriter:
     """Appends batches to the arrays of one row space, from where its committed blocks end."""
 
-    def __init__(self, storage: Storage, space: str, arrays: Sequence[ArraySpec], commits: Sequence[Commit]) -> None:
+    def __init__(self, storage: Storage, space: str, arrays: Sequence[ArraySpec], blocks: Blocks) -> None:
         self.space = space
-        self.cursor = commits[-1].cursor if commits else START
-        """What is stored for good."""
-        self.rows_stored = commits[-1].rows_end if commits else 0
-        self.is_final = bool(commits) and commits[-1].final
+        self.cursor = START
+        """Where the block begins that is being filled."""
+        self.rows_stored = 0
+        self.is_final = False
         self._storage = storage
         self._columns = [Column(storage, spec) for spec in arrays]
         self._shard_rows = arrays[0].shard_rows
-        self._block = len(commits)
-        self._filled = 0
+        self._records = dict(blocks.records)
+        self._redo = blocks.redo
+        self._block = self._filled = 0
+        self._pass_stored()
 
-    @property
-    def is_idle(self) -> bool:
-        """Nothing waits to be stored."""
-        return self._filled == 0
+    def is_idle(self, batch: int) -> bool:
+        """Whether nothing of the batches before `batch` waits to be stored."""
+        if self.cursor.batch <= batch:
+            return self._filled == 0
+        return any(commit.cursor[:2] == (batch, 0) for commit in self._records.values())
 
     def skip_to(self, cursor: Cursor) -> None:
         """Take note that nothing of this space lies between its cursor and a later one."""
-        if (cursor.batch, cursor.rows) > (self.cursor.batch, self.cursor.rows):
+        if not (self.is_final or self._redo) and cursor[:2] > self.cursor[:2]:
             self.cursor = cursor
 
     def append(self, batch: int, rows: Rows, before: Mapping[str, int], after: Mapping[str, int], modality: str) -> None:
         """Add the rows of a batch that are not stored yet; `before` and `after` it there are so many items."""
-        if batch < self.cursor.batch:
+        if self.is_final or batch < self.cursor.batch:
             return
         start = self.cursor.rows if batch == self.cursor.batch else 0
         values = dict(self._values(rows, before[modality]))
@@ -112,6 +117,9 @@ class SpaceWriter:
             if self._filled == self._shard_rows:
                 is_done = start == n_rows
                 self._commit(Cursor(batch + 1, 0, after) if is_done else Cursor(batch, start, before), final=False)
+                if self.is_final or self.cursor.batch > batch:
+                    return
+                start = self.cursor.rows
 
     def finish(self, cursor: Cursor) -> None:
         """Store what is left and say that nothing follows."""
@@ -146,15 +154,39 @@ class SpaceWriter:
             states = {c.spec.hook_point: c.moments for c in self._columns if c.spec.hook_point is not None}
             path = moments_path(self.space, self._block)
             files[path] = write_file(self._storage, path, [moments.dump_states(states)])
-        self.rows_stored += self._filled
-        write_commit(
-            self._storage, self.space, Commit(self._block, self._filled, self.rows_stored, files, cursor, final, idle=())
-        )
+        commit = Commit(self._block, self._filled, self.rows_stored + self._filled, files, cursor, final, idle=())
+        check_redo(self._storage, self.space, commit, self._redo)
+        write_commit(self._storage, self.space, commit)
+        if self._block in self._redo:
+            self._storage.delete(redo_path(self.space, self._block))
+        self._records[self._block] = commit
         for column in self._columns:
             column.moments = moments.empty_state(column.spec.width or 1)
-        self.cursor, self.is_final = cursor, final
-        self._block, self._filled = self._block + 1, 0
+        self._filled = 0
+        self._pass_stored()
         self.write_documents()
+
+    def _pass_stored(self) -> None:
+        """Go on behind the blocks that are stored."""
+        while (commit := self._records.get(self._block)) is not None:
+            self.cursor, self.is_final, self.rows_stored = commit.cursor, commit.final, commit.rows_end
+            self._block += 1
+
+
+def check_redo(storage: Storage, space: str, commit: Commit, redo: Mapping[int, Commit]) -> None:
+    """Raise StoreError when a block that is made again is not what it was."""
+    before = redo.get(commit.block)
+    if before is None or before.rows_end == UNKNOWN:
+        return
+    if (commit.files, commit.rows_end, commit.cursor) == (before.files, before.rows_end, before.cursor):
+        return
+    changed = [path for path in before.files if commit.files.get(path) != before.files[path]]
+    name = storage.locate(changed[0] if changed else commit_path(space, commit.block))
+    raise StoreError(
+        f"{name}: made again with other bytes than it had "
+        "before it was damaged: the model, its libraries or the input have changed; harvest into another `out`, or delete "
+        f"{storage.locate(redo_path(space, commit.block))} to accept the new bytes"
+    )
 
 
 def as_numpy(values: Tensor) -> npt.NDArray[Any]:

@@ -2,7 +2,6 @@
 
 import io
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 
@@ -12,6 +11,8 @@ class StoredFile(NamedTuple):
     bytes: int
     crc32c: str
     """Of all its bytes, 8 hex digits."""
+    chunks: str = ""
+    """Of a shard: for each chunk the CRC-32C of all bytes up to its end, 8 hex digits each."""
 
 
 @runtime_checkable
@@ -104,13 +105,6 @@ class Storage(Protocol):
     def lock(self) -> Lock:
         """Make the root if it is missing and become its only writer. Raises StoreError when there is another one."""
         ...
-
-
-def open_storage(path: str | Path) -> Storage:
-    """What keeps the store at `path`."""
-    from thresher.data.store.local import LocalStorage
-
-    return LocalStorage(Path(path))
 
 
 def write_file(storage: Storage, path: str, buffers: Iterable[memoryview | bytes]) -> StoredFile:

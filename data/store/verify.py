@@ -1,5 +1,6 @@
 """Checking that every byte of a store is what was written."""
 
+import contextlib
 import itertools
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -8,13 +9,15 @@ from typing import Literal
 
 import crc32c
 
+from thresher.data.store.commits import find_records, read_commit
 from thresher.data.store.header import Header, read_header
-from thresher.data.store.layout import MANIFEST, RUN, arrays_of
+from thresher.data.store.layout import MANIFEST, RUN, ArraySpec, arrays_of
 from thresher.data.store.manifest import read_manifest
+from thresher.data.store.places import open_storage
 from thresher.data.store.reader import describe_unfinished
 from thresher.data.store.recovery import list_files, read_committed
 from thresher.data.store.sharded import Shard
-from thresher.data.store.storage import Storage, StoredFile, open_storage
+from thresher.data.store.storage import Storage, StoredFile
 from thresher.data.store.zarr_json import array_document
 from thresher.errors import StoreError
 from thresher.progress import progress
@@ -47,14 +50,14 @@ def _verify(storage: Storage, level: Level) -> Iterator[str]:
     header = read_header(storage)
     manifest = read_manifest(storage)
     if manifest is not None:
-        yield from _check_files(storage, manifest.files, level)
+        yield from _check_files(storage, header, manifest.files, level)
         if level == "sizes":
             yield from _check_indices(storage, header, manifest.files)
         yield from _find_strays(storage, set(manifest.files))
         return
     committed = read_committed(storage, header.layout)
     yield f"{storage.locate(MANIFEST)}: missing; {describe_unfinished(committed)}; rerun the same harvest command to resume"
-    yield from _check_files(storage, committed.files(), level)
+    yield from _check_files(storage, header, committed.files(), level)
     for space, commits in committed.spaces.items():
         rows = commits[-1].rows_end if commits else 0
         for spec in arrays_of(space, header.hook_points, header.layout):
@@ -63,28 +66,20 @@ def _verify(storage: Storage, level: Level) -> Iterator[str]:
                 yield f"{storage.locate(path)}: does not tell the {rows} committed rows; the next harvest mends it"
 
 
-def _check_files(storage: Storage, files: Mapping[str, StoredFile], level: Level) -> Iterator[str]:
+def find_damage(storage: Storage, files: Mapping[str, StoredFile], level: Level = "checksums") -> dict[str, str]:
+    """Path -> what is wrong with it, of the files that are not what they must be; checks several at once."""
     with ThreadPoolExecutor(THREADS) as pool, progress(f"verify {storage.locate()}", len(files), "files") as advance:
-        for finding in pool.map(_check_file, itertools.repeat(storage), files, files.values(), itertools.repeat(level)):
+        found: dict[str, str] = {}
+        checked = pool.map(check_file, itertools.repeat(storage), files, files.values(), itertools.repeat(level))
+        for path, finding in zip(files, checked, strict=True):
             advance()
             if finding:
-                yield finding
+                found[path] = finding
+    return found
 
 
-def _check_indices(storage: Storage, header: Header, files: Mapping[str, StoredFile]) -> Iterator[str]:
-    """Findings about shards of the right size whose index is not what it must be."""
-    spaces = {spec.space for spec in header.hook_points}
-    arrays = {spec.path: spec for space in spaces for spec in arrays_of(space, header.hook_points, header.layout)}
-    for name, expected in files.items():
-        spec = arrays.get(name.rpartition("/c/")[0])
-        if spec is not None and _check_file(storage, name, expected, "sizes") is None:
-            try:
-                Shard(storage, name, spec.shard_rows // spec.chunk_rows, spec.chunk_rows * spec.row_bytes)
-            except StoreError as error:
-                yield str(error)
-
-
-def _check_file(storage: Storage, path: str, expected: StoredFile, level: Level) -> str | None:
+def check_file(storage: Storage, path: str, expected: StoredFile, level: Level = "checksums") -> str | None:
+    """What is wrong with a file, None when it is what it must be."""
     name, size = storage.locate(path), storage.size(path)
     if size is None:
         return f"{name}: missing, expected {expected.bytes} bytes"
@@ -97,6 +92,60 @@ def _check_file(storage: Storage, path: str, expected: StoredFile, level: Level)
     except OSError as error:
         return f"{name}: cannot be read ({error.strerror})"
     return None if found == expected.crc32c else f"{name}: crc32c {found}, expected {expected.crc32c}"
+
+
+def _check_files(storage: Storage, header: Header, files: Mapping[str, StoredFile], level: Level) -> Iterator[str]:
+    damage = find_damage(storage, files, level)
+    marks = _read_marks(storage, header) if damage and level == "checksums" else {}
+    arrays = _arrays(header)
+    for path, finding in damage.items():
+        spec = arrays.get(path.rpartition("/c/")[0])
+        yield finding + (_name_chunks(storage, path, spec, marks[path]) if spec and path in marks else "")
+
+
+def _check_indices(storage: Storage, header: Header, files: Mapping[str, StoredFile]) -> Iterator[str]:
+    """Findings about shards of the right size whose index is not what it must be."""
+    arrays = _arrays(header)
+    for name, expected in files.items():
+        spec = arrays.get(name.rpartition("/c/")[0])
+        if spec is not None and check_file(storage, name, expected, "sizes") is None:
+            try:
+                Shard(storage, name, spec.shard_rows // spec.chunk_rows, spec.chunk_rows * spec.row_bytes)
+            except StoreError as error:
+                yield str(error)
+
+
+def _arrays(header: Header) -> dict[str, ArraySpec]:
+    specs = [spec for space in header.layout.shard_rows for spec in arrays_of(space, header.hook_points, header.layout)]
+    return {spec.path: spec for spec in specs}
+
+
+def _read_marks(storage: Storage, header: Header) -> dict[str, str]:
+    """Shard -> the checksums of its chunks, as far as the commit records can be read."""
+    marks: dict[str, str] = {}
+    for space in header.layout.shard_rows:
+        for record in find_records(storage, space).values():
+            with contextlib.suppress(StoreError):
+                marks |= {path: stored.chunks for path, stored in read_commit(storage, record).files.items()}
+    return marks
+
+
+def _name_chunks(storage: Storage, path: str, spec: ArraySpec, marks: str) -> str:
+    """Which chunks of a shard are damaged. A chunk is sound when it leads from the checksum before it to the one behind."""
+    ends = [0, *(int(marks[i : i + 8], 16) for i in range(0, len(marks), 8))]
+    file, buffer = storage.open(path), memoryview(bytearray(spec.chunk_rows * spec.row_bytes))
+    if file.size < (len(ends) - 1) * len(buffer):
+        return ""
+    bad: list[int] = []
+    for chunk, (before, after) in enumerate(itertools.pairwise(ends)):
+        file.read_into(chunk * len(buffer), buffer)
+        if crc32c.crc32c(buffer, before) != after:
+            bad.append(chunk)
+    if not bad:
+        return "; its chunks are sound, its index is damaged"
+    first = int(path.split("/c/")[1].split("/")[0]) * spec.shard_rows
+    rows = [f"{chunk} (rows {first + chunk * spec.chunk_rows} to {first + (chunk + 1) * spec.chunk_rows - 1})" for chunk in bad]
+    return f"; damaged: chunk {', '.join(rows)}"
 
 
 def _checksum(storage: Storage, path: str) -> str:

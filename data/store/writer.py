@@ -12,9 +12,9 @@ from thresher.data.records import Concept
 from thresher.data.store.checks import check_batch, check_columns
 from thresher.data.store.header import Header, check_same, plain, read_header, write_header
 from thresher.data.store.layout import MANIFEST, RUN, ZARR, Layout, check_hook_points, plan_layout
+from thresher.data.store.places import open_storage
 from thresher.data.store.schema import Batch, HookPointSpec
 from thresher.data.store.sink import Sink
-from thresher.data.store.storage import open_storage
 from thresher.errors import StoreError
 
 QUEUED_BATCHES = 2
@@ -72,14 +72,26 @@ class StoreWriter:
         the hook points say, or whatever went wrong on the disk since the last call.
         """
         self._raise_error()
-        if batch.index != self._next:
+        if batch.index != self._next and batch.index not in self.missing(batch.index + 1)[:1]:
             raise StoreError(f"{self._path}: batch {batch.index}, expected batch {self._next}; write them in order")
         check_batch(batch, self._header.hook_points)
         if self._sink is None:
             self._create(batch)
         check_columns(batch, self._header.layout.columns)
-        self._next += 1
+        self._next = batch.index + 1
         self._queue.put(batch)
+
+    def missing(self, stop: int) -> list[int]:
+        """The batches from here up to `stop` (exclusive) that must be written, in order.
+
+        All of them, but for a store that a repair has made holes in: there only those that fill the holes.
+        """
+        found: list[int] = []
+        batch: int | None = self._next
+        while (batch := self._next_missing(batch)) is not None and batch < stop:
+            found.append(batch)
+            batch += 1
+        return found
 
     def finish(self) -> None:
         """Wait for the disk, store what is left, write moments and manifest. From then on the store never changes."""
@@ -118,6 +130,9 @@ class StoreWriter:
         self._header = self._header._replace(layout=stored.layout)
         with self._explain_errors():
             self._sink = Sink(self._storage, self._header)
+
+    def _next_missing(self, batch: int) -> int | None:
+        return batch if self._sink is None else self._sink.next_needed(batch)
 
     def _create(self, first: Batch | None) -> None:
         layout = plan_layout(self._header.hook_points, first, self._items_per_shard)

@@ -15,10 +15,10 @@ import zarr
 
 from thresher.data.store import Store, StoreWriter, open_store
 from thresher.data.store.layout import ArraySpec, activations_path
+from thresher.data.store.places import open_storage
 from thresher.data.store.shard import STORAGE
 from thresher.data.store.sharded import ShardedArray, open_array
 from thresher.data.store.space import Column
-from thresher.data.store.storage import open_storage
 from thresher.data.store.zarr_json import array_document
 from thresher.testing.store import CONCEPTS, HOOK_POINTS, IDENTITY, expected_items, expected_rows, tree, write_store
 

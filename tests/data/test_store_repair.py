@@ -1,0 +1,173 @@
+"""A damaged store is repaired, and the same harvest makes the rest again: only the rest, and to the same bytes."""
+
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from thresher.data.store import StoreWriter, open_store, repair_store, verify_store
+from thresher.errors import StoreError
+from thresher.testing.store import CONCEPTS, HOOK_POINTS, IDENTITY, make_batch, tree, write_store
+
+N_BATCHES = 16
+DERIVED = ("manifest.json", "moments", "acts.zarr/.*zarr.json")
+"""Files that follow from others."""
+MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+
+
+def open_writer(path: Path) -> StoreWriter:
+    return StoreWriter(path, IDENTITY, HOOK_POINTS, CONCEPTS, items_per_shard=12)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("repair") / "store"
+    with open_writer(path) as writer:
+        write_store(writer, N_BATCHES)
+    return path
+
+
+@pytest.fixture
+def store(finished: Path) -> Iterator[Path]:
+    """In memory where that is possible: fsync costs nothing there."""
+    with tempfile.TemporaryDirectory(dir=MEMORY) as folder:
+        yield shutil.copytree(finished, Path(folder) / "store")
+
+
+def flip(path: Path, chance: np.random.Generator) -> None:
+    content = bytearray(path.read_bytes())
+    content[chance.integers(len(content))] ^= 1 << chance.integers(8)
+    path.write_bytes(content)
+
+
+def harvest_again(path: Path) -> list[int]:
+    """The batches that it took."""
+    with open_writer(path) as writer:
+        batches = writer.missing(N_BATCHES)
+        for index in batches:
+            writer.write(make_batch(index))
+        writer.finish()
+    return batches
+
+
+def sample(finished: Path) -> list[str]:
+    """One file of every kind: the last, and where there are more, one in the middle."""
+    kinds: dict[str, list[str]] = {}
+    for name, content in tree(finished).items():
+        if content and name != "run.json":
+            kinds.setdefault(re.sub(r"layers/[^/]+|(image|text)\.\w+|\d+", "#", name), []).append(name)
+    return [name for names in kinds.values() for name in sorted({names[-1], names[len(names) // 2]})]
+
+
+def test_a_flipped_byte_costs_the_batches_of_its_block_and_the_store_is_the_same_again(finished, store, tmp_path):
+    chance, whole = np.random.default_rng(0), tree(finished)
+    for name in sample(finished):
+        flip(store / name, chance)
+        found = repair_store(store)
+        assert any(str(store / name) in finding for finding in found.findings)
+        assert found.is_complete == any(re.match(kind, name) for kind in DERIVED), name
+        if not found.is_complete:
+            with pytest.raises(StoreError, match="unfinished"):
+                open_store(store)
+            assert len(harvest_again(store)) <= 6, name
+        assert {key for key, value in tree(store).items() if value != whole.get(key)} == set(), name
+
+
+def test_many_damaged_files_at_once_are_made_again(finished, store):
+    chance = np.random.default_rng(1)
+    for name in sample(finished)[::3]:
+        flip(store / name, chance)
+    repair_store(store)
+    harvest_again(store)
+    assert tree(store) == tree(finished)
+
+
+def test_an_interrupted_second_harvest_of_a_repaired_store_goes_on(finished, store):
+    shards = sorted(store.glob("acts.zarr/layers/vision.3/activations/c/*/0"))
+    for shard in (shards[1], shards[-2]):
+        flip(shard, np.random.default_rng(2))
+    repair_store(store)
+    with open_writer(store) as writer:
+        first = writer.missing(N_BATCHES)
+        for index in first[:3]:
+            writer.write(make_batch(index))
+    again = harvest_again(store)
+    assert len(again) < len(first) < N_BATCHES
+    assert tree(store) == tree(finished)
+
+
+def test_an_unfinished_store_is_repaired_too(finished, tmp_path):
+    path = tmp_path / "unfinished"
+    with open_writer(path) as writer:
+        for index in range(10):
+            writer.write(make_batch(index))
+    flip(path / "acts.zarr/layers/vision.3/activations/c/1/0", np.random.default_rng(3))
+    (path / "pairs" / "00000099.parquet").write_bytes(b"half")
+    actions = "\n".join(repair_store(path).actions)
+    assert "activations/c/1/0: damaged; image.tokens block 1 is to be made again" in actions
+    assert "00000099.parquet: not committed" in actions
+    assert "the same harvest command again: it redoes batches " in actions
+    assert len(harvest_again(path)) < N_BATCHES
+    assert tree(path) == tree(finished)
+
+
+def test_a_block_that_comes_out_differently_is_refused(store):
+    shard = store / "acts.zarr/layers/vision.3/activations/c/1/0"
+    flip(shard, np.random.default_rng(4))
+    repair_store(store)
+    with open_writer(store) as writer, pytest.raises(StoreError, match=f"{shard}: made again with other bytes"):
+        for index in writer.missing(N_BATCHES):
+            batch = make_batch(index)
+            for value in batch.rows["image.tokens"].activations.values():
+                value += 1
+            writer.write(batch)
+        writer.finish()
+
+
+def test_readers_of_a_repaired_store_see_what_lies_before_the_hole(finished, store):
+    flip(store / "acts.zarr/layers/vision.3/activations/c/2/0", np.random.default_rng(5))
+    repair_store(store)
+    whole, prefix = open_store(finished), open_store(store, incomplete="prefix")
+    rows = prefix.rows("vision.3")
+    assert 0 < rows < whole.rows("vision.3")
+    assert prefix.read("vision.3", 0, rows).equal(whole.read("vision.3", 0, rows))
+    assert prefix.rows("text.3") == whole.rows("text.3")
+
+
+def test_a_sound_store_is_left_alone(store, finished):
+    assert repair_store(store).findings == []
+    assert tree(store) == tree(finished)
+
+
+def test_a_damaged_run_json_cannot_be_repaired(store):
+    content = (store / "run.json").read_bytes()
+    (store / "run.json").write_bytes(content.replace(b'"up"', b'"uq"'))
+    with pytest.raises(StoreError, match=r"run\.json: crc32c .* harvest it again"):
+        repair_store(store)
+
+
+def test_verify_names_the_chunk(tmp_path):
+    path = tmp_path / "store"
+    wide = [HOOK_POINTS[0]._replace(width=1 << 18)]
+    with StoreWriter(path, IDENTITY, wide, (), items_per_shard=12) as writer:
+        for index in range(3):
+            writer.write(make_batch(index, hook_points=wide))
+        writer.finish()
+    shard = sorted(path.glob("acts.zarr/layers/*/activations/c/*/0"))[0]
+    content = bytearray(shard.read_bytes())
+    content[3 * (4 << 20) + 5] ^= 1
+    content[5 * (4 << 20) + 5] ^= 1
+    shard.write_bytes(content)
+    (finding,) = verify_store(path, level="checksums")
+    assert finding.endswith("; damaged: chunk 3 (rows 24 to 31), 5 (rows 40 to 47)")
+    content[3 * (4 << 20) + 5] ^= 1
+    content[5 * (4 << 20) + 5] ^= 1
+    content[-9] ^= 1
+    shard.write_bytes(content)
+    (finding,) = verify_store(path, level="checksums")
+    assert finding.endswith("; its chunks are sound, its index is damaged")
