@@ -19,6 +19,8 @@ class Stats(NamedTuple):
     """Atoms with a non-zero coefficient somewhere in the batch."""
     n_rows: int
     """Rows in the batch."""
+    kept: Tensor | None = None
+    """What the architecture wants to see again in `observe` and is no scalar."""
 
 
 @runtime_checkable

@@ -106,6 +106,8 @@ def test_planted_atoms_are_recovered(make_store, planted_atoms, tmp_path) -> Non
     "sae",
     [
         MatchingPursuit(d_sae=32, k=2, revive=0.01, dead_after=500),
+        MatchingPursuit(d_sae=32, k=2, dropout=0.3, redraw=4, revive=0.01, revive_when="batch", dead_after=200),
+        TopK(d_sae=32, k=2, selection="bf16"),
         Relu(d_sae=32, l0=3.0),
         TopK(d_sae=32, k=2, dead_after=500),
         BatchTopK(d_sae=32, k=2.5),

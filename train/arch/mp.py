@@ -7,12 +7,36 @@ from typing import Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional
 
 from thresher.config import config
 from thresher.errors import ConfigError
-from thresher.train.arch.base import Coder, Dictionary
-from thresher.train.kernels import Codes, Method, Sign, count_active, mark_fired, pursue
+from thresher.train.arch.base import Coder, Dictionary, remove_radial_gradient
+from thresher.train.arch.dropout import AtomDropout
+from thresher.train.arch.reuse import LastPrepared
+from thresher.train.kernels import (
+    Codes,
+    Method,
+    Prepared,
+    Sign,
+    choose_method,
+    count_active,
+    has_bf16,
+    has_numba,
+    has_triton,
+    mark_fired,
+    pursue,
+)
 from thresher.train.protocol import Stats
+
+BATCHES_PER_DICTIONARY = 8
+"""A batch that is encoded is taken to be one of so many at the same dictionary when the method is chosen. By its size alone,
+so that equal batches always get equal bits: one row is not worth a Gram matrix, a pass over a store is."""
+
+NOTHING_PREPARED = ("residual", "reference")
+"""Methods that derive nothing from a dictionary."""
+WEAK, FEW = 1e-2, 10
+"""With `revive_when="batch"`: a coefficient below `WEAK` does not count, and up to `FEW` dead atoms are left alone."""
 
 
 @config
@@ -29,8 +53,19 @@ class MatchingPursuit(Dictionary):
     """Stop a row when the norm of its residual is at most this fraction of the row's norm."""
     bias: bool = True
     """Learn a bias that is subtracted before the pursuit and added after it."""
+    gradient: Literal["tangent", "raw"] = "tangent"
+    """What the optimizer sees of the dictionary's gradient: the part that is tangent to the unit spheres of the atoms, or
+    all of it, as where atoms are scaled back without a gradient (overcomplete); Adam then also adapts to radial parts."""
+    dropout: float = 0.0
+    """Share of the atoms, drawn anew for each training batch, that sits it out; encoding always uses all of them."""
     revive: float = 0.0
     """Weight of the pull of dead atoms towards the final residuals; 0 turns it off."""
+    revive_when: Literal["idle", "batch"] = "idle"
+    """Which atoms are pulled. `idle`: those that have not fired for `dead_after` rows. `batch`: those without a coefficient of
+    0.01 or more in the batch, when there are more than 10 of them (overcomplete's documentation of MpSAE)."""
+    redraw: int = 0
+    """Dead atoms (not fired for `dead_after` rows) per batch, at most, that become directions of large final residuals; 0
+    turns it off. Where most atoms were dead this brought nearly all of them back, and the pull few (docs/log.md)."""
     method: Method = "auto"
     """How the pursuit is computed; every method gives the same codes up to rounding."""
 
@@ -40,8 +75,12 @@ class MatchingPursuit(Dictionary):
             raise ConfigError(f"k={self.k}: pick between 1 and d_sae={self.d_sae} atoms")
         if self.residual_tol is not None and not 0 <= self.residual_tol < 1:
             raise ConfigError(f"residual_tol={self.residual_tol}: give a fraction of the row's norm, from 0 to below 1")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"dropout={self.dropout}: give the share of atoms to leave out, from 0 to below 1")
         if self.revive < 0:
             raise ConfigError(f"revive={self.revive}: a weight is not negative")
+        if not 0 <= self.redraw <= self.d_sae:
+            raise ConfigError(f"redraw={self.redraw}: redraw between 0 and d_sae={self.d_sae} atoms per batch")
 
     def with_l0(self, target: float) -> "MatchingPursuit":
         """The same, set to reach `target` active atoms per row: as many steps, rounded up (repeats lower the L0)."""
@@ -55,30 +94,111 @@ class MatchingPursuitSAE(Coder):
         super().__init__(d_in, settings, generator)
         self.settings = settings
         self.bias.requires_grad_(settings.bias)
+        self.dropout = AtomDropout(settings.dropout, settings.d_sae, generator) if settings.dropout > 0 else None
+        self._prepared = LastPrepared()
 
     def encode(self, x: Float[Tensor, "row d_in"], k: int | None = None) -> Codes:
-        """The picks of `k` steps, also more than in training; fewer steps give a prefix of them."""
-        return self._pursue(x, self.dictionary, k or self.settings.k)[0]
+        """The picks of `k` steps, also more than in training; fewer steps give a prefix of them.
+
+        What the method derives from the dictionary is kept until the dictionary changes or is trained. Raises
+        ValueError for rows that are not finite and for atoms without unit norm.
+        """
+        k = k or self.settings.k
+        method = self._choose(BATCHES_PER_DICTIONARY * x.shape[0], x, self.dictionary, k)
+        prepared = None if method in NOTHING_PREPARED else self._prepared.find(self.dictionary, method)
+        return self._pursue(x, self.dictionary, k, method=method, prepared=prepared)[0]
 
     def loss(self, x: Float[Tensor, "row d_in"]) -> tuple[Float[Tensor, ""], Stats]:
-        """Mean squared residual per dimension, less the pull on dead atoms.
-
-        The pull is the recipe of overcomplete's documentation of MpSAE: the mean inner product of final residuals and
-        dead atoms; here an atom is dead after `dead_after` rows, and the residual is a constant.
-        """
-        atoms = self.atoms()
-        codes, residual = self._pursue(x, atoms, self.settings.k)
+        """Mean squared residual per dimension, less `revive` times the pull on dead atoms."""
+        codes, residual = self._pursue_trained(x)
         loss = residual.square().mean()
         parts = {"loss": loss}
         if self.settings.revive > 0:
-            dead = self.find_dead().to(x.dtype)
-            pull = (residual.detach().mean(0) * atoms).sum(1)
-            parts["pull"] = self.settings.revive * (pull * dead).sum() / dead.sum().clamp_min(1)
+            parts["pull"] = self.settings.revive * self._pull(codes, residual)
             loss = parts["loss"] = loss - parts["pull"]
         with torch.no_grad():
             l0, fired = count_active(codes), mark_fired(codes, self.d_sae)
-        return loss, self.describe(x, residual, l0, fired, parts)
+            stats = self.describe(x, residual, l0, fired, parts)
+            return loss, stats._replace(kept=pick_directions(residual, self.settings.redraw)) if self.settings.redraw else stats
 
-    def _pursue(self, x: Tensor, atoms: Tensor, k: int) -> tuple[Codes, Tensor]:
-        settings = self.settings
-        return pursue(x - self.bias, atoms, k, residual_tol=settings.residual_tol, sign=settings.sign, method=settings.method)
+    def observe(self, stats: Stats) -> None:
+        """Redraw dead atoms, and go on to the next choice of atoms that sit out."""
+        super().observe(stats)
+        if stats.kept is not None:
+            self._redraw(stats.kept)
+        if self.dropout is not None:
+            self.dropout.advance()
+
+    def _pull(self, codes: Codes, residual: Tensor) -> Tensor:
+        """Mean inner product of final residuals and dead atoms, which is that of the mean residual with them.
+
+        With `idle` the residual is a constant, so that only dead atoms move; with `batch` it is not, as where the recipe
+        comes from.
+        """
+        if self.settings.revive_when == "idle":
+            dead, residual = self.find_dead(), residual.detach()
+        else:
+            strong = torch.where(codes.values.detach().abs() >= WEAK, codes.values.detach(), 0)
+            dead = ~mark_fired(Codes(codes.indices, strong), self.d_sae)
+            dead = dead & (dead.sum() > FEW)
+        dead = dead.to(residual.dtype)
+        atoms = self.atoms() if self.settings.gradient == "tangent" else self.dictionary
+        return ((atoms @ residual.mean(0)) * dead).sum() / dead.sum().clamp_min(1)
+
+    @torch.no_grad()
+    def _redraw(self, directions: Tensor) -> None:
+        """Put `directions` in the place of the atoms that have been idle longest, where those are dead."""
+        idle, atoms = self.idle.topk(directions.shape[0])
+        is_replaced = (idle >= self.dead_after) & directions.any(1)
+        self.dictionary.index_copy_(
+            0, atoms, torch.where(is_replaced[:, None], directions, self.dictionary.index_select(0, atoms))
+        )
+        self.idle.index_copy_(0, atoms, torch.where(is_replaced, 0, idle))
+
+    def _pursue_trained(self, x: Tensor) -> tuple[Codes, Tensor]:
+        """The pursuit of a training batch, over the atoms that take part in it, with the gradient that is wanted."""
+        settings, atoms = self.settings, self.dictionary
+        taking_part = None
+        if self.dropout is not None and self.training:
+            taking_part = self.dropout.draw(atoms.device)
+            atoms = atoms.index_select(0, taking_part)
+        if settings.gradient == "tangent":
+            atoms = remove_radial_gradient(atoms)
+        method = self._choose(x.shape[0], x, atoms, settings.k)
+        prepared = None if method in NOTHING_PREPARED else self._prepared.renew(atoms, method)
+        codes, residual = self._pursue(x, atoms, settings.k, method=method, prepared=prepared, check=False)
+        if taking_part is not None:
+            codes = Codes(torch.where(codes.values != 0, taking_part[codes.indices], 0), codes.values)
+        return codes, residual
+
+    def _pursue(
+        self,
+        x: Tensor,
+        atoms: Tensor,
+        k: int,
+        *,
+        method: Method,
+        prepared: Prepared | None = None,
+        check: bool = True,
+    ) -> tuple[Codes, Tensor]:
+        tol, sign = self.settings.residual_tol, self.settings.sign
+        return pursue(x - self.bias, atoms, k, residual_tol=tol, sign=sign, method=method, prepared=prepared, check=check)
+
+    def _choose(self, rows: int, x: Tensor, atoms: Tensor, k: int) -> Method:
+        if self.settings.method != "auto":
+            return self.settings.method
+        dtype = torch.promote_types(torch.promote_types(x.dtype, atoms.dtype), torch.float32)
+        found = {"has_numba": has_numba(), "has_triton": has_triton(), "has_bf16": has_bf16()}
+        return choose_method(rows, self.d_in, atoms.shape[0], k, dtype, x.device.type, **found)
+
+
+def pick_directions(residual: Float[Tensor, "row d_in"], n: int) -> Float[Tensor, "_ d_in"]:
+    """Unit vectors along residuals: the largest of each of `n` groups of rows (of every row, if there are fewer).
+
+    Groups are large residuals enough, and not only those of the few odd rows that a maximum over the batch would take.
+    No randomness, no waiting for the device. A zero residual stays zero.
+    """
+    n = min(n, residual.shape[0])
+    grouped = residual[: residual.shape[0] // n * n].view(n, -1, residual.shape[1]) if n else residual[:, None]
+    largest = torch.linalg.vector_norm(grouped, dim=2).argmax(1)
+    return functional.normalize(grouped.take_along_dim(largest[:, None, None], 1)[:, 0], dim=1)

@@ -10,6 +10,7 @@ from torch import Tensor
 from thresher.config import config
 from thresher.errors import ConfigError
 from thresher.train.arch.base import LinearCoder, LinearEncoder
+from thresher.train.arch.selection import Selection, find_topk, repair, screen_topk
 from thresher.train.kernels import Codes, mark_fired, sparse_decode
 from thresher.train.protocol import Stats
 
@@ -22,6 +23,10 @@ class TopK(LinearEncoder):
     """Which architecture this is."""
     k: int = 32
     """Atoms per row."""
+    selection: Selection = "full"
+    """How the k largest outputs are found. `full`: all of them in the precision of the weights. `bf16`: candidates in
+    bfloat16, decided by their exact values; rows where the error bound leaves a doubt are looked at in full, except in
+    training on a GPU, where that would make the host wait: their share is logged as `unsure`. Values are exact in both."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -42,19 +47,30 @@ class TopKSAE(LinearCoder):
 
     def encode(self, x: Float[Tensor, "row d_in"], k: int | None = None) -> Codes:
         """The `k` largest positive outputs, largest first."""
-        with torch.no_grad():
-            indices = self.preactivate(x).topk(min(k or self.settings.k, self.d_sae), dim=1).indices
-        return self.activate(x, indices)
+        k = min(k or self.settings.k, self.d_sae)
+        arguments = (x - self.bias, self.encoder, self.encoder_bias)
+        if self.settings.selection == "bf16":
+            return self.activate(x, repair(screen_topk(*arguments, k), *arguments))
+        return self.activate(x, find_topk(*arguments, k))
 
     def loss(self, x: Float[Tensor, "row d_in"]) -> tuple[Float[Tensor, ""], Stats]:
         """Mean squared error per dimension plus AuxK."""
-        with torch.no_grad():
-            preactivations = self.preactivate(x)
-            indices = preactivations.topk(self.settings.k, dim=1).indices
+        indices, preactivations, parts = self._select(x)
         codes = self.activate(x, indices)
         residual = x - sparse_decode(codes, self.atoms()) - self.bias
         aux = self.auxiliary(x, residual, preactivations, self.settings)
         loss = residual.square().mean() + aux
         with torch.no_grad():
             l0, fired = (codes.values > 0).sum(1), mark_fired(codes, self.d_sae)
-        return loss, self.describe(x, residual, l0, fired, {"loss": loss, "aux": aux})
+        return loss, self.describe(x, residual, l0, fired, {"loss": loss, "aux": aux, **parts})
+
+    @torch.no_grad()
+    def _select(self, x: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """The atoms of each row, the outputs they were selected from, and what to log about the selection."""
+        if self.settings.selection == "full":
+            preactivations = self.preactivate(x)
+            return preactivations.topk(self.settings.k, dim=1).indices, preactivations, {}
+        arguments = (x - self.bias, self.encoder, self.encoder_bias)
+        screened = screen_topk(*arguments, self.settings.k)
+        indices = repair(screened, *arguments) if x.device.type == "cpu" else screened.indices
+        return indices, screened.scores, {"unsure": (~screened.is_certain).float().mean()}
