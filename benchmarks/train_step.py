@@ -15,7 +15,7 @@ from timing import alternate
 from torch import Tensor, nn
 from torch.nn import functional
 
-from thresher.train.arch import BatchTopK, JumpRelu, MatchingPursuit, Matryoshka, Relu, TopK, build
+from thresher.train.arch import BatchTopK, JumpRelu, MatchingPursuit, Matryoshka, OrthogonalPursuit, Relu, TopK, build
 from thresher.train.loop import fit
 from thresher.train.optimizer import OptimizerConfig, make_adam
 
@@ -69,6 +69,7 @@ def make_configs(d_sae: int, k: int) -> dict[str, object]:
     return {
         "mp": MatchingPursuit(d_sae=d_sae, k=k),
         "mp, residual form": MatchingPursuit(d_sae=d_sae, k=k, method="residual"),
+        "omp": OrthogonalPursuit(d_sae=d_sae, k=k),
         "topk": TopK(d_sae=d_sae, k=k),
         "batch_topk": BatchTopK(d_sae=d_sae, k=float(k)),
         "matryoshka": Matryoshka(d_sae=d_sae, k=float(k)),

@@ -9,12 +9,14 @@ from thresher.train.arch.batch_topk import BatchTopK, BatchTopKSAE
 from thresher.train.arch.jumprelu import JumpRelu, JumpReluSAE
 from thresher.train.arch.matryoshka import Matryoshka, MatryoshkaSAE
 from thresher.train.arch.mp import MatchingPursuit, MatchingPursuitSAE
+from thresher.train.arch.omp import OrthogonalPursuit, OrthogonalPursuitSAE
 from thresher.train.arch.relu import Relu, ReluSAE
 from thresher.train.arch.topk import TopK, TopKSAE
 from thresher.train.protocol import SAE
 
 Architecture = Annotated[
-    MatchingPursuit | Relu | TopK | BatchTopK | JumpRelu | Matryoshka, pydantic.Field(discriminator="kind")
+    MatchingPursuit | OrthogonalPursuit | Relu | TopK | BatchTopK | JumpRelu | Matryoshka,
+    pydantic.Field(discriminator="kind"),
 ]
 """Config of any architecture; its `kind` says which."""
 
@@ -25,6 +27,8 @@ def build(config: Architecture, d_in: int, seed: int) -> SAE:
     match config:
         case MatchingPursuit():
             return MatchingPursuitSAE(config, d_in, generator)
+        case OrthogonalPursuit():
+            return OrthogonalPursuitSAE(config, d_in, generator)
         case Relu():
             return ReluSAE(config, d_in, generator)
         case TopK():
@@ -37,4 +41,14 @@ def build(config: Architecture, d_in: int, seed: int) -> SAE:
             return MatryoshkaSAE(config, d_in, generator)
 
 
-__all__ = ["Architecture", "BatchTopK", "JumpRelu", "MatchingPursuit", "Matryoshka", "Relu", "TopK", "build"]
+__all__ = [
+    "Architecture",
+    "BatchTopK",
+    "JumpRelu",
+    "MatchingPursuit",
+    "Matryoshka",
+    "OrthogonalPursuit",
+    "Relu",
+    "TopK",
+    "build",
+]
