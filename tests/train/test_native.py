@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from typing import get_args
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ from thresher.train.kernels.native import loops
 from thresher.train.kernels.native.compiling import compiled
 from thresher.train.kernels.native.forward import tabulate
 from thresher.train.kernels.native.gram import compute_gram
+from thresher.train.kernels.native.tables import State
 
 SHAPES = [(1, 1, 1, 1), (0, 5, 9, 3), (7, 33, 130, 5), (130, 7, 33, 9), (3, 64, 257, 4), (33, 130, 1100, 6)]
 """rows, d_in, d_sae, k."""
@@ -118,32 +120,35 @@ def test_certified_picks_are_those_of_exact_products_with_all_atoms_bit_for_bit(
             assert few_counts[:, 1].sum() > 0
 
 
+@pytest.mark.parametrize(("rows", "d_in", "d_sae"), [(8, 96, 700), (40, 2, 700)])
 @pytest.mark.parametrize("kind", DATA)
-def test_the_error_bound_holds_for_every_score_at_every_step(kind: str) -> None:
-    """Against float64, before and after a refresh, for rows of any scale; and it stays below 3 % of the row's norm."""
-    x, dictionary = draw(kind, 6, 96, 700, seed=2)
-    x *= torch.tensor([1, 1e-6, 1e6, 1, 1, 1])[:, None]
+def test_the_error_bound_holds_for_every_score_at_every_step(kind: str, rows: int, d_in: int, d_sae: int) -> None:
+    """Against float64, before and after a refresh, for rows of any scale, whatever is subtracted. In two dimensions the
+    roundings of rows, atoms, scores and Gram matrix point the same way for some atom, so that no part of the bound is idle.
+    """
+    x, dictionary = draw(kind, rows, d_in, d_sae, seed=2)
+    x *= torch.tensor([1, 1e-6, 1e6, 1]).repeat(rows // 4)[:, None]
     low = x.bfloat16()
     prepared = native.prepare_certified(dictionary)
     tables = tabulate(prepared, 1)
     assert prepared.low is not None
     low_scores = (low @ prepared.low.T).view(torch.int16).numpy()
-    sizes = torch.empty(700), torch.empty(-(-700 // loops.BLOCK)), torch.empty(96), torch.empty(96)
-    state = loops.State(*(size.numpy() for size in sizes), torch.empty(1, dtype=torch.int64).numpy())
-    for row in range(6):
+    arrays = torch.empty(d_sae), torch.empty(-(-d_sae // loops.BLOCK)), torch.empty(d_in), torch.empty(d_in)
+    state = State(*(array.numpy() for array in arrays), candidates=torch.empty(1, dtype=torch.int64).numpy())
+    for row in range(rows):
         left, size = x[row].clone(), x[row].norm()
         drift = loops.open_row(tables, state, low.view(torch.int16).numpy()[row], low_scores[row], False)
-        for step in range(24):
-            if step == 8:
+        for step in range(12):
+            if step == 4:
                 drift = loops.refresh(tables, state, left.numpy(), False)
             exact = dictionary.double() @ left.double()
             error = (torch.from_numpy(state.scores).double() - exact).abs().max()
             bound = loops.bound_error(tables, state, drift, left.numpy())
-            assert 0 < error <= bound <= 0.03 * size
+            assert error <= bound <= 0.05 * size
             assert torch.from_numpy(state.peaks).max() == torch.from_numpy(state.scores).max()
-            pick = int(exact.argmax())
-            value = (dictionary[pick] * left).sum()
-            drift += loops.advance(tables, state, left.numpy(), pick, loops.np.float32(value), False)
+            pick = int(exact.argmax()) if step % 3 == 1 else (60 * step + 11 * row) % d_sae
+            value = (dictionary[pick] * left).sum() if step % 3 == 1 else size / 2
+            drift += loops.advance(tables, state, left.numpy(), pick, np.float32(value), False)
             left -= value * dictionary[pick]
 
 
