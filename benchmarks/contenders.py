@@ -10,7 +10,7 @@ from rows import Shape
 from torch import Tensor
 
 from thresher.train.arch import MatchingPursuit, TopK, build
-from thresher.train.kernels import Method, choose_method, has_numba, has_triton, prepare, pursue
+from thresher.train.kernels import Method, prepare, pursue
 from thresher.train.loop import fit
 from thresher.train.optimizer import OptimizerConfig, make_adam
 
@@ -52,19 +52,18 @@ def list_methods(wanted: Iterable[Method]) -> tuple[list[Method], list[str]]:
     return found, missing
 
 
-def choose_on_cpu(shape: Shape) -> Method:
-    """What `method="auto"` takes for a new dictionary."""
-    found = {"has_numba": has_numba(), "has_triton": has_triton()}
-    return choose_method(shape.batch, shape.d_in, shape.d_sae, shape.k, torch.float32, "cpu", **found)
+def make_topks(shape: Shape) -> dict[str, tuple[TopK, str]]:
+    """Our TopK by name, with its name in `costs`."""
+    return {
+        OURS_TOPK: (TopK(d_sae=shape.d_sae, k=shape.k), "topk"),
+        OURS_TOPK_LOW: (TopK(d_sae=shape.d_sae, k=shape.k, selection="bf16"), "topk_low"),
+    }
 
 
 def list_our_steps(shape: Shape, dictionary: Tensor, x: Tensor, methods: list[Method]) -> Iterator[Contender]:
     """Iterations of the loop as training runs it: statistics, dead atoms and clipping included."""
-    configs: dict[str, tuple[object, str]] = {
-        f"ours mp, {m}": (MatchingPursuit(d_sae=shape.d_sae, k=shape.k, method=m), m) for m in methods
-    }
-    configs[OURS_TOPK] = (TopK(d_sae=shape.d_sae, k=shape.k), "topk")
-    for name, (config, kind) in configs.items():
+    pursuits = {f"ours mp, {m}": (MatchingPursuit(d_sae=shape.d_sae, k=shape.k, method=m), m) for m in methods}
+    for name, (config, kind) in (pursuits | make_topks(shape)).items():
         n_matrices = 2 if kind.startswith("topk") else 1
         yield Contender(
             name,
@@ -101,7 +100,7 @@ def list_our_encoders(shape: Shape, dictionary: Tensor, x: Tensor, methods: list
             shape.batch,
             count_encode(method, shape),
         )
-    for name, config, kind in ((OURS_TOPK, TopK(d_sae=shape.d_sae, k=shape.k), "topk"),):
+    for name, (config, kind) in make_topks(shape).items():
         yield Contender(
             name,
             lambda config=config: _make_encoder(_build_ours(config, dictionary).encode, x),  # type: ignore[arg-type]

@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from contenders import METHODS, OURS_TOPK, Contender, choose_on_cpu, list_methods, list_our_encoders, list_our_steps, list_peers
+from contenders import METHODS, OURS_TOPK, Contender, list_methods, list_our_encoders, list_our_steps, list_peers
 from rows import Shape, load_rows, plant_rows, train_dictionary
 from timing import Limits, Taken, alternate, describe_machine, make_limit_works, measure_peak
 from torch import Tensor
 
 from thresher.testing.pursuit import audit_pursuit
 from thresher.train.kernels import Method, pursue
+from thresher.train.kernels.pursuit import resolve_method
 
 SIZES = ("512,4096,16,1024", "768,16384,32,2048", "1024,32768,64,1024")
 HELD_BY_TRAINING = 16
@@ -72,16 +73,14 @@ def describe(contender: Contender, taken: Taken, shape: Shape, topk: float, limi
 
 def summarise(steps: Measured, encodes: Measured) -> None:
     """Ratios of CPU time and of memory."""
-    pure = min((name for name in steps.times if name in PURE_TORCH), key=steps.times.__getitem__)
     mp, topk = find_fastest(steps, "ours mp"), find_fastest(steps, "ours topk")
+    pure = min((name for name in steps.times if name in PURE_TORCH), key=steps.times.__getitem__, default=mp)
     print(f"\n| training step | {pure} | {mp} |\n|---|---|---|")
     for name, value in steps.times.items():
         if not name.startswith("ours"):
             print(f"| {name} costs | {value / steps.times[pure]:.1f}x | {value / steps.times[mp]:.1f}x |")
-    print(f"| of {topk}, time | {steps.times[pure] / steps.times[topk]:.2f} | {steps.times[mp] / steps.times[topk]:.2f} |")
-    print(
-        f"| of {topk}, memory | {steps.memory[pure] / steps.memory[topk]:.2f} | {steps.memory[mp] / steps.memory[topk]:.2f} |"
-    )
+    for what, figures in (("time", steps.times), ("memory", steps.memory)):
+        print(f"| {what} of {topk} | {figures[pure] / figures[topk]:.2f} | {figures[mp] / figures[topk]:.2f} |")
     mp, topk = find_fastest(encodes, "ours mp"), find_fastest(encodes, "ours topk")
     print(f"\nEncoding: {mp} costs {encodes.times[mp] / encodes.times[topk]:.2f} of {topk}.")
 
@@ -108,7 +107,7 @@ def run(shape: Shape, x: Tensor, dictionary: Tensor, arguments: argparse.Namespa
     methods, missing = list_methods(arguments.methods)
     for reason in missing:
         print(f"left out: {reason}")
-    print(f'method="auto" takes {choose_on_cpu(shape)} here')
+    print(f'method="auto" takes {resolve_method("auto", None, x, dictionary, shape.k)} for a new dictionary here')
     options = {"gigabytes": arguments.gigabytes, "seconds": arguments.seconds}
     found = list(list_peers(shape, dictionary, x, **options)) if arguments.peers else []
     options = {"repeats": arguments.repeats, "seconds": arguments.seconds}
@@ -143,6 +142,8 @@ def main() -> None:
             x, dictionary = plant_rows(shape)
         else:
             x = load_rows(arguments.rows)[: shape.batch]
+            if x.shape != (shape.batch, shape.d_in):
+                parser.error(f"--rows holds {list(x.shape)}: give sizes {x.shape[1]},d_sae,k,{len(x)}")
             dictionary = train_dictionary(x, shape, arguments.iterations)
         run(shape, x, dictionary, arguments)
 
