@@ -15,7 +15,7 @@ from thresher.devices import find_device
 from thresher.errors import ConfigError, ModelError, SourceError, StoreError
 from thresher.harvest.adapters import Adapter, open_adapter
 from thresher.harvest.adapters.base import HookPoint
-from thresher.harvest.decoding import DecodingProcesses, Transform, check_picklable
+from thresher.harvest.decoding import DecodingProcesses, check_picklable
 from thresher.harvest.forward import Reader, split_status
 from thresher.harvest.outliers import find_bounds
 from thresher.harvest.prepare import Preparer, prepare_ahead
@@ -75,7 +75,7 @@ def _decoder(config: HarvestConfig, adapter: Adapter, prepare: Preparer) -> Gene
     if config.decode == "threads":
         yield prepare
         return
-    transform: Transform | None = getattr(adapter, "image_transform", None)
+    transform = adapter.image_transform
     if transform is not None:
         check_picklable(transform)
     with DecodingProcesses(config.workers) as processes:

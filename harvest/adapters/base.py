@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from enum import IntEnum
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -12,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from thresher.data.records import Modality
+from thresher.data.store import TokenKind
 
 Level = Literal["tokens", "items"]
 """Whether a hook point gives a row per token (or patch) or one per item."""
@@ -41,25 +41,6 @@ class HookPoint(NamedTuple):
     def space(self) -> str:
         """Row space in the store, for instance `image.tokens`."""
         return f"{self.modality}.{self.level}"
-
-
-class TokenKind(IntEnum):
-    """What a position of a sequence holds."""
-
-    PADDING = 0
-    """Nothing of the item."""
-    TEXT = 1
-    """A token of the text itself."""
-    SPECIAL = 2
-    """A token that the tokenizer, a template or the model adds to a text: BOS, EOS, CLS, SEP, what marks an image."""
-    PATCH = 3
-    """A patch of the image in a vision tower."""
-    CLS = 4
-    """The token of a vision tower that stands for the image."""
-    REGISTER = 5
-    """A token of a vision tower without meaning of its own: registers, the distillation token."""
-    IMAGE = 6
-    """A token that stands for a part of the image in a language model."""
 
 
 class Layout(NamedTuple):
@@ -108,6 +89,10 @@ class Inputs:
         return Inputs(self.modality, {name: tensor.pin_memory() for name, tensor in self.tensors.items()}, self.layout)
 
 
+ImageTransform = Callable[[Sequence[Image.Image]], Inputs]
+"""Images through a model's own preprocessing."""
+
+
 @runtime_checkable
 class Adapter(Protocol):
     """One model of one family. `AdapterSuite` in `thresher.testing` holds an implementation to these words."""
@@ -144,6 +129,12 @@ class Adapter(Protocol):
 
     def prepare_images(self, images: Sequence[Image.Image]) -> Inputs:
         """Images through the model's own preprocessing; safe to call from several threads."""
+        ...
+
+    @property
+    def image_transform(self) -> ImageTransform | None:
+        """What `prepare_images` does, as an object without the model that can be pickled: images are prepared by it in
+        processes of their own. None where the model has no tower for images."""
         ...
 
     def prepare_texts(self, texts: Sequence[str]) -> Inputs:

@@ -64,18 +64,15 @@ class HFClip(HookedModel):
             # left to the kernel; eager attention is always given one.
             text.set_attn_implementation("eager")
         model = model.to(device)
-        self._pixels = PixelReader(processor, vision, torch_dtype(settings.precision))
+        # Pixels [item, 3, height, width], or patches with their mask (NaFlex).
+        self.image_transform = pixels = PixelReader(processor, vision, torch_dtype(settings.precision))
         self._rule = None
         super().__init__(model, self._build_towers(model, vision, text), device)
-        self._pixels.measure(self)
+        pixels.measure(self)
         if "text.0" in self.hook_points:
             last = [name for name in self.hook_points if name.startswith("text.") and name[5:].isdigit()][-1]
             eos = getattr(model.config.get_text_config(), "eos_token_id", None)
             self._rule = find_rule(self._encode, lambda found: find_dependence(self, self._inputs(found), last), eos)
-
-    def prepare_images(self, images: Sequence[Image.Image]) -> Inputs:
-        """Pixels by the model's image processor: [item, 3, height, width], or patches with their mask (NaFlex)."""
-        return self._pixels(images)
 
     def prepare_texts(self, texts: Sequence[str]) -> Inputs:
         """Token ids [item, position] and, but for SigLIP, the mask of padding."""

@@ -1,6 +1,5 @@
 """Vision backbones of transformers: ViT, DINOv2 and DINOv3 with their registers, whatever AutoModel reads images with."""
 
-from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -45,7 +44,7 @@ class HFVision(HookedModel):
         (processor,) = load_parts(settings, "AutoImageProcessor")
         self.identity = identify(settings.kind, settings, model, preprocessing=describe_processor(processor))
         model = model.to(device)
-        self._pixels = PixelReader(processor, model, torch_dtype(settings.precision))
+        self.image_transform = pixels = PixelReader(processor, model, torch_dtype(settings.precision))
 
         def forward(inputs: Inputs) -> Tensor:
             found: Any = model(**inputs.tensors)
@@ -58,8 +57,4 @@ class HFVision(HookedModel):
         taps["vision.pooled"] = tap_field(model, "pooler_output")
         blank = Image.new("RGB", (64, 64))
         super().__init__(model, {"image": Tower(forward, taps, lambda: self.prepare_images([blank]))}, device)
-        self._pixels.measure(self)
-
-    def prepare_images(self, images: Sequence[Image.Image]) -> Inputs:
-        """Pixels [item, 3, height, width] by the model's image processor."""
-        return self._pixels(images)
+        pixels.measure(self)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from thresher.data.records import Modality
 from thresher.errors import ModelError
-from thresher.harvest.adapters.base import Function, HookPoint, Inputs
+from thresher.harvest.adapters.base import Function, HookPoint, ImageTransform, Inputs
 from thresher.harvest.adapters.names import (
     MODULE,
     Heads,
@@ -44,6 +44,7 @@ class HookedModel:
     """A model with towers whose taps can be read and replaced; the families build on it."""
 
     reads_pairs = False
+    image_transform: ImageTransform | None = None
 
     def __init__(self, model: nn.Module, towers: Mapping[Modality, Tower], device: torch.device) -> None:
         self.model = model
@@ -68,8 +69,10 @@ class HookedModel:
         return tuple(name for tower in self._towers.values() for name in tower.taps)
 
     def prepare_images(self, images: Sequence[Image.Image]) -> Inputs:
-        """Raises ModelError: a family with a tower for images has its own."""
-        raise ModelError("this model has no tower for images; harvest its text hook points only")
+        """Images through the model's own preprocessing. Raises ModelError when it has no tower for images."""
+        if self.image_transform is None:
+            raise ModelError("this model has no tower for images; harvest its text hook points only")
+        return self.image_transform(images)
 
     def prepare_texts(self, texts: Sequence[str]) -> Inputs:
         """Raises ModelError: a family with a tower for texts has its own."""

@@ -15,7 +15,7 @@ from thresher.data.records import Modality
 from thresher.errors import ConfigError, ModelError
 from thresher.harvest.adapters.base import Inputs, Precision
 from thresher.harvest.adapters.hooks import HookedModel, Tower
-from thresher.harvest.adapters.layouts import label_patches, label_texts
+from thresher.harvest.adapters.layouts import label_texts
 from thresher.harvest.adapters.open_clip_attention import split_attention
 from thresher.harvest.adapters.open_clip_towers import (
     TextEncoder,
@@ -28,6 +28,7 @@ from thresher.harvest.adapters.open_clip_towers import (
     text_blocks,
 )
 from thresher.harvest.adapters.tokens import Encoded
+from thresher.harvest.adapters.transforms import PatchTransform
 from thresher.harvest.adapters.weights import NO_HUB, fingerprint_weights, to_plain, torch_dtype
 from thresher.hub import local_copy
 
@@ -80,20 +81,13 @@ class OpenClip(HookedModel):
             "preprocessing": to_plain(model.visual.preprocess_cfg),
         }
         model = model.eval().requires_grad_(requires_grad=False).to(device=device, dtype=torch_dtype(settings.precision))
-        self._transform = transform
-        self._prefix = describe_patches(model.visual)
+        grid, n_cls, n_registers = describe_patches(model.visual)
+        self.image_transform = PatchTransform(transform, torch_dtype(settings.precision), grid, n_cls, n_registers)
         self._tokenizer = tokenizer
         # Tokenizers written in Rust refuse to be used by two threads at once.
         self._lock = threading.Lock()
-        self._dtype = torch_dtype(settings.precision)
         self._text = model.text if hasattr(model, "text") else model
         super().__init__(model, self._build_towers(model), device)
-
-    def prepare_images(self, images: Sequence[Image.Image]) -> Inputs:
-        """Pixels [item, 3, height, width] by the model's evaluation transform."""
-        pixels = torch.stack([self._transform(image) for image in images]).to(self._dtype)
-        grid, n_cls, n_registers = self._prefix
-        return Inputs("image", {"pixels": pixels}, label_patches([grid] * len(images), n_cls=n_cls, n_registers=n_registers))
 
     def prepare_texts(self, texts: Sequence[str]) -> Inputs:
         """Token ids [item, position], always as long as the context, which is what these models take."""

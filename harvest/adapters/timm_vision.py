@@ -1,7 +1,7 @@
 """Vision backbones of timm."""
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -12,9 +12,9 @@ from thresher.config import config
 from thresher.errors import ConfigError, ModelError
 from thresher.harvest.adapters.base import Inputs, Precision
 from thresher.harvest.adapters.hooks import HookedModel, Tower
-from thresher.harvest.adapters.layouts import label_patches
 from thresher.harvest.adapters.sublayers import tap_blocks
 from thresher.harvest.adapters.taps import Tap, tap_input, tap_output
+from thresher.harvest.adapters.transforms import PatchTransform
 from thresher.harvest.adapters.weights import NO_HUB, fingerprint_weights, to_plain, torch_dtype
 from thresher.hub import local_copy
 
@@ -59,8 +59,8 @@ class TimmVision(HookedModel):
         preprocessing: dict[str, Any] = resolve_model_data_config(model)
         if settings.image_size is not None:
             preprocessing["input_size"] = (3, settings.image_size, settings.image_size)
-        self._transform: Any = create_transform(**preprocessing, is_training=False)
-        self._dtype = torch_dtype(settings.precision)
+        transform: Any = create_transform(**preprocessing, is_training=False)
+        dtype = torch_dtype(settings.precision)
         self.identity: Mapping[str, Any] = {
             "kind": settings.kind,
             "name": settings.name,
@@ -69,21 +69,15 @@ class TimmVision(HookedModel):
             "weights": fingerprint_weights(model),
             "preprocessing": to_plain(preprocessing),
         }
-        model = model.eval().requires_grad_(requires_grad=False).to(device=device, dtype=self._dtype)
-        self._shape, self._n_cls, self._n_registers = describe_patches(model)
-        self._is_pooled_by_token = getattr(model, "global_pool", "") == "token"
+        model = model.eval().requires_grad_(requires_grad=False).to(device=device, dtype=dtype)
+        has_summary = getattr(model, "global_pool", "") == "token"
+        self.image_transform = PatchTransform(transform, dtype, *describe_patches(model), has_summary=has_summary)
         blank = Image.new("RGB", (64, 64))
 
         def forward(inputs: Inputs) -> Tensor:
             return model(inputs.tensors["pixels"])
 
         super().__init__(model, {"image": Tower(forward, _tap(model), lambda: self.prepare_images([blank]))}, device)
-
-    def prepare_images(self, images: Sequence[Image.Image]) -> Inputs:
-        """Pixels [item, 3, height, width] by the model's evaluation transform."""
-        pixels = torch.stack([self._transform(image.convert("RGB")) for image in images]).to(self._dtype)
-        layout = label_patches([self._shape] * len(images), n_cls=self._n_cls, n_registers=self._n_registers)
-        return Inputs("image", {"pixels": pixels}, layout if self._is_pooled_by_token else layout._replace(summary=None))
 
 
 def describe_patches(model: Any) -> tuple[tuple[int, int], int, int]:

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import pickle
 import re
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -119,6 +120,21 @@ class AdapterSuite:
             with pytest.raises(ZeroDivisionError), adapter.splice(mine[0].name, divide_by_zero):
                 adapter.forward(inputs)
         assert count_hooks(model) == before
+
+    def test_images_are_prepared_alike_without_the_model(self, adapter: Adapter) -> None:
+        transform = adapter.image_transform
+        if "image" not in adapter.modalities:
+            assert transform is None
+            return
+        assert transform is not None
+        n_parameters = sum(parameter.numel() for parameter in self.find_model(adapter).parameters())
+        travelled = pickle.dumps(transform)
+        assert len(travelled) < max(4 * n_parameters, 20_000), "the model is in it"
+        images = make_images(3)
+        here, there = adapter.prepare_images(images), pickle.loads(travelled)(images)
+        assert set(here.tensors) == set(there.tensors)
+        assert all(torch.equal(here.tensors[name], there.tensors[name]) for name in here.tensors)
+        assert torch.equal(here.layout.kind, there.layout.kind)
 
     def test_one_forward_serves_all_hook_points(self, adapter: Adapter) -> None:
         for modality in adapter.modalities:
