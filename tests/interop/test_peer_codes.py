@@ -115,9 +115,7 @@ def test_float32_accelerators_find_the_codes_of_both(method: Method, draw: Draw,
     dense = peers.make_overcomplete_mp(dictionary, 8, normalization="identity").encode(x)[1].detach()
     torch.testing.assert_close(densify(codes, 257), dense, rtol=0, atol=2e-6)
     codes, _ = pursue(x, dictionary, 8, sign="relu", method=method)
-    torch.testing.assert_close(
-        densify(codes, 257), peers.make_saelens_mp(dictionary, 8).encode(x).detach(), rtol=0, atol=2e-6
-    )
+    torch.testing.assert_close(densify(codes, 257), peers.make_saelens_mp(dictionary, 8).encode(x).detach(), rtol=0, atol=2e-6)
 
 
 def test_peers_topk_keep_the_same_atoms_as_ours(draw: Draw, need: Need) -> None:

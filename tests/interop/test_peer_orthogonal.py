@@ -16,7 +16,9 @@ pytestmark = pytest.mark.interop
 
 
 @pytest.mark.parametrize(("rows", "d_in", "d_sae", "k"), [(1, 8, 8, 1), (33, 24, 130, 9), (7, 24, 12, 12)])
-def test_scikit_learn_finds_the_same_orthogonal_codes(rows: int, d_in: int, d_sae: int, k: int, draw: Callable[..., tuple[Tensor, Tensor]]) -> None:
+def test_scikit_learn_finds_the_same_orthogonal_codes(
+    rows: int, d_in: int, d_sae: int, k: int, draw: Callable[..., tuple[Tensor, Tensor]]
+) -> None:
     """`abs`, no atom twice. scikit-learn works from the Gram matrix and solves for the coefficients of the support."""
     x, dictionary = draw(rows, d_in, d_sae)
     expected = orthogonal_mp_gram((dictionary @ dictionary.T).numpy(), (dictionary @ x.T).numpy(), n_nonzero_coefs=k)

@@ -19,7 +19,9 @@ Need = Callable[[str], None]
 
 @pytest.mark.parametrize("method", ["residual", "gram"])
 @pytest.mark.parametrize(("d_in", "d_sae"), [(4, 12), (24, 130)])
-def test_gradients_are_those_of_overcompletes_dense_autograd(method: Method, d_in: int, d_sae: int, draw: Draw, need: Need) -> None:
+def test_gradients_are_those_of_overcompletes_dense_autograd(
+    method: Method, d_in: int, d_sae: int, draw: Draw, need: Need
+) -> None:
     """Any use of residual, dense codes and reconstruction; in 4 dimensions atoms are picked again. Sign rule `signed`."""
     need("overcomplete")
     x, dictionary = draw(d_in=d_in, d_sae=d_sae)
@@ -59,7 +61,8 @@ def test_training_with_raw_gradients_gives_overcompletes_dictionary(method: Meth
 
     found = {}
     for gradient in ("raw", "tangent"):
-        ours = build(MatchingPursuit(d_sae=60, k=4, sign="signed", bias=False, method=method, gradient=gradient), 24, 0).double()  # type: ignore[attr-defined]
+        settings = MatchingPursuit(d_sae=60, k=4, sign="signed", bias=False, method=method, gradient=gradient)
+        ours = build(settings, 24, 0).double()  # type: ignore[attr-defined]
         with torch.no_grad():
             ours.dictionary.copy_(dictionary)
         optimizer = torch.optim.Adam([p for p in ours.parameters() if p.requires_grad], lr=peers.LEARNING_RATE)
