@@ -61,12 +61,12 @@ def memory(tmp_path, request):
 
 @pytest.mark.slow
 def test_a_harvest_killed_anywhere_resumes_to_the_same_bytes(memory):
-    command = [sys.executable, str(Path(__file__).with_name("store_killer.py")), str(memory), "16", "7"]
-    ends = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.split()
-    ends = [end for end in ends if end != "exit"]
-    assert ends[-1] == "0"
-    assert ends.count("killed") >= 12
-    assert tree(memory / "killed") == tree(memory / "whole")
+    command = [sys.executable, str(Path(__file__).with_name("store_killer.py")), str(memory), "200", "7"]
+    done = subprocess.run(command, capture_output=True, check=False, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+    n_killed, n_stores = map(int, done.stdout.split())
+    assert n_killed >= 200
+    assert n_stores >= 20
 
 
 @contextlib.contextmanager
