@@ -20,6 +20,7 @@ from thresher.errors import CheckpointError, ConfigError, ThresherError
 from thresher.progress import log, progress
 from thresher.runs import fingerprint, refuse_foreign, write_provenance
 from thresher.train.arch import build
+from thresher.train.by_k import NestedSAE, evaluate_by_k
 from thresher.train.checkpoint import CONFIG, TrainedSAE, is_finished, read_description, save_sae
 from thresher.train.config import TrainConfig
 from thresher.train.evaluate import evaluate
@@ -172,12 +173,14 @@ def _train(prepared: _Run, start: int) -> None:
             if is_due(config.log_every):
                 train_log.write(step.number, "train", _read(prepared, step, is_finite))
             if is_due(config.evaluate_every) and step.number < prepared.n_iterations:
+                _refuse_nonfinite(prepared, step, is_finite)
                 evaluation = _evaluate(prepared, held_out, train_log, step.number)
             if is_due(config.checkpoint_every) or is_interrupted():
                 _save(prepared, step, is_finite, evaluation)
             if is_interrupted():
                 raise KeyboardInterrupt
         evaluation = _evaluate(prepared, _read_all_held_out(prepared), train_log, prepared.n_iterations)
+        evaluation |= _evaluate_by_k(prepared)
     save_sae(config.out, _describe(prepared, evaluation, prepared.n_iterations))
     (config.out / STATE).unlink(missing_ok=True)
 
@@ -210,6 +213,15 @@ def _evaluate(prepared: _Run, rows: Mapping[str, Iterable[Tensor]], train_log: T
     by_hook_point = {f"{name}/{key}": value for name, each in found.items() for key, value in each.items()}
     train_log.write(iteration, "evaluation", pooled | by_hook_point)
     return pooled | {"hook_points": found}
+
+
+def _evaluate_by_k(prepared: _Run) -> dict[str, Any]:
+    """What fewer and more steps than in training reach on all held-out rows, by their number, where codes nest."""
+    sae = prepared.running.sae
+    if not isinstance(sae, NestedSAE):
+        return {}
+    found = evaluate_by_k(sae, prepared.normalizer, _read_all_held_out(prepared))
+    return {"by_k": {str(k): each._asdict() for k, each in found.items()}}
 
 
 def _read(prepared: _Run, step: Iteration, is_finite: Tensor) -> dict[str, float]:

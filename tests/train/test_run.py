@@ -212,7 +212,10 @@ def test_a_store_that_has_changed_is_refused(make_store, tmp_path) -> None:
         run(dataclasses.replace(config, store=make_store(name="other", gap=3.0)))
 
 
-def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(make_store, tmp_path, monkeypatch) -> None:
+@pytest.mark.parametrize(("poisoned", "between"), [(30, "28 and 35"), (23, "18 and 25")], ids=["logged", "evaluated"])
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(
+    make_store, tmp_path, monkeypatch, poisoned, between
+) -> None:
     config = configure(make_store(), tmp_path / "sae", optimizer=OptimizerConfig(lr=1e-3))
     with monkeypatch.context() as patch:
         step = torch.optim.Adam.step
@@ -220,12 +223,12 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(make_stor
 
         def poison(optimizer, *arguments, **named):
             done[0] += 1
-            if done[0] == 30:
+            if done[0] == poisoned:
                 optimizer.param_groups[0]["params"][0].grad.fill_(torch.nan)
             return step(optimizer, *arguments, **named)
 
         patch.setattr(torch.optim.Adam, "step", poison)
-        message = r"stopped being finite between iterations 28 and 35; the last checkpoint is kept"
+        message = rf"stopped being finite between iterations {between}; the last checkpoint is kept"
         with pytest.raises(ThresherError, match=message):
             run(config)
     assert load_sae(config.out).iteration == 20

@@ -17,6 +17,7 @@ from thresher.train.arch.reuse import LastPrepared
 from thresher.train.kernels import (
     Codes,
     Method,
+    Nested,
     Prepared,
     Sign,
     choose_method,
@@ -26,6 +27,7 @@ from thresher.train.kernels import (
     has_triton,
     mark_fired,
     pursue,
+    pursue_nested,
 )
 from thresher.train.protocol import Stats
 
@@ -65,7 +67,8 @@ class MatchingPursuit(Dictionary):
     0.01 or more in the batch, when there are more than 10 of them (overcomplete's documentation of MpSAE)."""
     redraw: int = 0
     """Dead atoms (not fired for `dead_after` rows) per batch, at most, that become directions of large final residuals; 0
-    turns it off. Where most atoms were dead this brought nearly all of them back, and the pull few (docs/log.md)."""
+    turns it off. Of 2048 atoms fitted to Zipf-sparse rows without noise, 92 % were dead at the end without revival, 91 and 86 %
+    with a pull of 0.01 on `idle` and `batch` atoms, 3 % with `redraw=64`, for 0.3 times the error (three seeds)."""
     method: Method = "auto"
     """How the pursuit is computed; every method gives the same codes up to rounding."""
 
@@ -104,9 +107,21 @@ class MatchingPursuitSAE(Coder):
         ValueError for rows that are not finite and for atoms without unit norm.
         """
         k = k or self.settings.k
-        method = self._choose(BATCHES_PER_DICTIONARY * x.shape[0], x, self.dictionary, k)
-        prepared = None if method in NOTHING_PREPARED else self._prepared.find(self.dictionary, method)
+        method, prepared = self._prepare_encoding(x, k)
         return self._pursue(x, self.dictionary, k, method=method, prepared=prepared)[0]
+
+    @property
+    def k(self) -> int:
+        """Steps in training."""
+        return self.settings.k
+
+    def encode_nested(self, x: Float[Tensor, "row d_in"], k_max: int) -> Nested:
+        """The codes of up to `k_max` steps with the norms of the error that each number of them leaves."""
+        method, prepared = self._prepare_encoding(x, k_max)
+        tol, sign = self.settings.residual_tol, self.settings.sign
+        return pursue_nested(
+            x - self.bias, self.dictionary, k_max, residual_tol=tol, sign=sign, method=method, prepared=prepared
+        )
 
     def loss(self, x: Float[Tensor, "row d_in"]) -> tuple[Float[Tensor, ""], Stats]:
         """Mean squared residual per dimension, less `revive` times the pull on dead atoms."""
@@ -170,6 +185,10 @@ class MatchingPursuitSAE(Coder):
         if taking_part is not None:
             codes = Codes(torch.where(codes.values != 0, taking_part[codes.indices], 0), codes.values)
         return codes, residual
+
+    def _prepare_encoding(self, x: Tensor, k: int) -> tuple[Method, Prepared | None]:
+        method = self._choose(BATCHES_PER_DICTIONARY * x.shape[0], x, self.dictionary, k)
+        return method, None if method in NOTHING_PREPARED else self._prepared.find(self.dictionary, method)
 
     def _pursue(
         self,
