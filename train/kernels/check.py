@@ -9,10 +9,14 @@ NORM_TOLERANCE = 1e-4
 NAMED_AT_MOST = 5
 
 
-def check_shapes(
-    x: Float[Tensor, "row _"], dictionary: Float[Tensor, "d_sae d_in"], k: int, *, k_at_most: int | None = None
-) -> None:
-    """Raise ValueError for widths or devices that differ and for `k` below 1 or above `k_at_most`."""
+def check_shapes(x: Tensor, dictionary: Tensor, k: int, *, k_at_most: int | None = None) -> None:
+    """Raise ValueError for numbers that are not real, widths or devices that differ, and `k` below 1 or above `k_at_most`.
+
+    x is [row, d_in], the dictionary [d_sae, d_in].
+    """
+    for name, tensor in (("x", x), ("the dictionary", dictionary)):
+        if not tensor.is_floating_point():
+            raise ValueError(f"{name} holds {tensor.dtype}: give real floating-point numbers")
     if x.shape[1] != dictionary.shape[1]:
         raise ValueError(f"x has width {x.shape[1]}, the dictionary {dictionary.shape[1]}: both must be d_in")
     if x.device != dictionary.device:

@@ -86,16 +86,19 @@ def _make_afresh(make: Callable[[Tensor], Prepared]) -> Callable[[Tensor, Prepar
     return prepare
 
 
-def check_support(method: Method, dtype: torch.dtype, device: torch.device) -> None:
-    """Raise ValueError when `method` cannot compute in `dtype` or on `device`."""
-    wanted = {"numba": "cpu", "triton": "cuda"}.get(method.partition("_")[0])
-    if wanted is None:
+def check_support(method: Method, tensor: Tensor) -> None:
+    """Raise ValueError when `method` cannot compute in the type or on the device of `tensor`, ImportError as `find_engine`."""
+    if method == "reference":
         return
-    # Triton's interpreter takes tensors on the CPU; the engine knows whether it is on.
-    if device.type != wanted and not (wanted == "cuda" and device.type == "cpu" and has_triton()):
-        raise ValueError(f"method={method!r} runs on {wanted} tensors, found {device.type}; move them, or use method='auto'")
-    if dtype != torch.float32:
-        raise ValueError(f"method={method!r} computes in float32, found {dtype}; convert, or use method='auto'")
+    find_engine(method)
+    if method.startswith("triton"):
+        from thresher.train.kernels.cuda.device import require_device
+
+        require_device(tensor, f"method={method!r}")
+    elif method.startswith("numba") and tensor.device.type != "cpu":
+        raise ValueError(f"method={method!r} runs on the CPU, found {tensor.device}; move the tensors, or use method='auto'")
+    elif method.startswith("numba") and tensor.dtype != torch.float32:
+        raise ValueError(f"method={method!r} computes in float32, found {tensor.dtype}; convert, or use method='auto'")
 
 
 def has_numba() -> bool:
@@ -126,7 +129,7 @@ def prepare(dictionary: Float[Tensor, "d_sae d_in"], method: Method, *, reuse: P
     dictionary = dictionary.detach().to(torch.promote_types(dictionary.dtype, torch.float32)).contiguous()
     if method == "reference":
         return Prepared("reference", dictionary)
-    check_support(method, dictionary.dtype, dictionary.device)
+    check_support(method, dictionary)
     fits = reuse is not None and reuse.method == method and _kind(reuse.dictionary) == _kind(dictionary)
     return find_engine(method).prepare(dictionary, reuse if fits else None)
 

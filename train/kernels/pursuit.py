@@ -73,7 +73,7 @@ def resolve_method(method: Method, prepared: Prepared | None, x: Tensor, diction
     elif method == "auto":
         found = {"has_numba": has_numba(), "has_triton": has_triton(), "has_bf16": has_bf16()}
         return choose_method(x.shape[0], x.shape[1], dictionary.shape[0], k, x.dtype, x.device.type, **found)
-    check_support(method, x.dtype, x.device)
+    check_support(method, x)
     return method
 
 
