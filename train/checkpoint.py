@@ -40,7 +40,8 @@ class TrainedSAE:
     store_identity: Mapping[str, Any]
     """What was harvested into the store: model, source, hook points."""
     evaluation: Mapping[str, Any]
-    """Last evaluation on held-out rows: the fields of `Evaluation`, pooled, and by hook point under `hook_points`."""
+    """Last evaluation on held-out rows: the fields of `Evaluation`, pooled, and by hook point under `hook_points`;
+    where codes nest also `by_k`: R2 and L0 at other numbers of steps (`AtK`)."""
     iteration: int
     """Iterations done."""
     is_finished: bool
