@@ -10,10 +10,11 @@ from thresher.harvest.adapters.hf_causal_lm import HFCausalLM, HFCausalLMModel
 from thresher.harvest.adapters.hf_clip import HFClip, HFClipModel
 from thresher.harvest.adapters.hf_encoder import HFEncoder, HFEncoderModel
 from thresher.harvest.adapters.hf_vision import HFVision, HFVisionModel
+from thresher.harvest.adapters.hf_vlm import HFVisionLanguage, HFVisionLanguageModel
 from thresher.harvest.adapters.open_clip import OpenClip, OpenClipModel
 from thresher.harvest.adapters.timm_vision import TimmModel, TimmVision
 
-AnyModel = OpenClipModel | HFClipModel | HFCausalLMModel | HFEncoderModel | HFVisionModel | TimmModel
+AnyModel = OpenClipModel | HFClipModel | HFCausalLMModel | HFVisionLanguageModel | HFEncoderModel | HFVisionModel | TimmModel
 
 ModelConfig = Annotated[AnyModel, pydantic.Field(discriminator="kind")]
 """The model to read, by family."""
@@ -23,6 +24,7 @@ __all__ = [
     "HFCausalLMModel",
     "HFClipModel",
     "HFEncoderModel",
+    "HFVisionLanguageModel",
     "HFVisionModel",
     "ModelConfig",
     "OpenClipModel",
@@ -40,6 +42,8 @@ def open_adapter(model: AnyModel, device: torch.device) -> Adapter:
             return HFClip(model, device)
         case HFCausalLMModel():
             return HFCausalLM(model, device)
+        case HFVisionLanguageModel():
+            return HFVisionLanguage(model, device)
         case HFEncoderModel():
             return HFEncoder(model, device)
         case HFVisionModel():

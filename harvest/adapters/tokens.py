@@ -38,6 +38,11 @@ class TextEncoder:
         self._pad_id = next(int(token) for token in pads if token is not None)
 
     @property
+    def pad_id(self) -> int:
+        """The id that fills what is not of a text."""
+        return self._pad_id
+
+    @property
     def identity(self) -> dict[str, Any]:
         """Plain values that decide which ids a text becomes."""
         backend = getattr(self._tokenizer, "backend_tokenizer", None)

@@ -1,0 +1,110 @@
+"""Vision-language decoders of transformers: one sequence of an image and a text, whatever AutoModelForImageTextToText loads.
+
+An item is a text with the image of its record in front; its rows are told apart by their kind, image or text. Where the
+vision encoder gives one sequence per image (LLaVA, Gemma 3, PaliGemma), its hook points `vision.*` can be read too.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from thresher.config import config
+from thresher.data.records import Modality
+from thresher.errors import ConfigError
+from thresher.harvest.adapters.base import Inputs
+from thresher.harvest.adapters.hooks import HookedModel, Tower
+from thresher.harvest.adapters.hub_models import (
+    HubModel,
+    describe_processor,
+    find_blocks,
+    find_context,
+    identify,
+    load_model,
+    load_parts,
+    tap_stream,
+)
+from thresher.harvest.adapters.pixels import PixelReader
+from thresher.harvest.adapters.taps import tap_field
+from thresher.harvest.adapters.turns import TurnEncoder
+from thresher.harvest.adapters.weights import torch_dtype
+
+
+@config
+class HFVisionLanguageModel(HubModel):
+    """A decoder that reads images and texts in one sequence."""
+
+    kind: Literal["hf-vlm"] = "hf-vlm"
+    """Which family this is."""
+    template: str | None = None
+    """An item's sequence, with {image} and {text}; when not given, one turn of the user in the checkpoint's chat template,
+    or {image}{text} where it has none."""
+    context: int | None = None
+    """Longest sequence in tokens, those of the image included; the model's own limit when not given."""
+
+    def __post_init__(self) -> None:
+        if self.template is not None and ("{text}" not in self.template or "{image}" not in self.template):
+            raise ConfigError(
+                f"template={self.template!r}: it needs {{image}} and {{text}}, for instance '{{image}}\\n{{text}}'"
+            )
+
+
+class HFVisionLanguage(HookedModel):
+    """A vision-language decoder behind the interface of all models."""
+
+    reads_pairs = True
+
+    def __init__(self, settings: HFVisionLanguageModel, device: torch.device) -> None:
+        model, (processor,) = load_model(settings, "AutoModelForImageTextToText"), load_parts(settings, "AutoProcessor")
+        context = find_context(settings, settings.context, model, processor.tokenizer)
+        self._turns = TurnEncoder(processor, model.config, settings.template, context, torch_dtype(settings.precision))
+        self.identity = identify(
+            settings.kind,
+            settings,
+            model,
+            preprocessing=describe_processor(processor.image_processor),
+            text=self._turns.identity,
+        )
+        model = model.to(device)
+        encoder = _find_encoder(model)
+        towers: dict[Modality, Tower] = {"text": self._text_tower(model)}
+        if encoder is None:
+            super().__init__(model, towers, device)
+            return
+        self.image_transform = pixels = PixelReader(processor.image_processor, encoder, torch_dtype(settings.precision))
+        super().__init__(model, {"image": self._image_tower(encoder)} | towers, device)
+        pixels.measure(self)
+
+    def prepare_texts(self, texts: Sequence[str]) -> Inputs:
+        """The same as `prepare_pairs` without any image."""
+        return self._turns([None] * len(texts), texts)
+
+    def prepare_pairs(self, images: Sequence[Image.Image | None], texts: Sequence[str]) -> Inputs:
+        """One sequence per text, with its image in front where it has one, padded on the right."""
+        return self._turns(images, texts)
+
+    def _image_tower(self, encoder: Any) -> Tower:
+        def forward(inputs: Inputs) -> Tensor:
+            return encoder(**inputs.tensors).last_hidden_state
+
+        taps = tap_stream("vision", encoder, find_blocks(encoder, encoder.config))
+        return Tower(forward, taps, lambda: self.prepare_images([Image.new("RGB", (64, 64))]))
+
+    def _text_tower(self, model: Any) -> Tower:
+        def forward(inputs: Inputs) -> Tensor:
+            return model(**inputs.tensors, use_cache=False).logits
+
+        decoder = model.get_decoder()
+        blocks = find_blocks(decoder, model.config.get_text_config())
+        taps = {name: tap for name, tap in tap_stream("text", decoder, blocks).items() if name != "text.start"}
+        start = {"text.start": taps["text.0.in"]} if blocks else {}
+        end = {"text.final": tap_field(decoder, "last_hidden_state")}
+        return Tower(forward, start | taps | end, lambda: self.prepare_texts(["a b"]))
+
+
+def _find_encoder(model: Any) -> nn.Module | None:
+    """The vision encoder when it is a model of its own with one sequence per image."""
+    found = getattr(model.base_model, "vision_tower", None)
+    return found if getattr(found, "main_input_name", None) == "pixel_values" and hasattr(found, "encoder") else None

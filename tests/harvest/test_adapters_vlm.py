@@ -1,0 +1,299 @@
+"""Vision-language decoders obey the laws of adapters; image tokens and text tokens are told apart."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+import transformers
+from PIL import Image
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from torch import Tensor
+
+from thresher.errors import ConfigError, ModelError
+from thresher.harvest.adapters import Adapter, HFVisionLanguageModel, open_adapter
+from thresher.harvest.adapters.base import Inputs, TokenKind
+from thresher.testing.adapter import AdapterSuite
+
+CPU = torch.device("cpu")
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+"""Some image processors hand tensors of torch to numpy."""
+TOWER = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+TEXT = TOWER | {"num_key_value_heads": 1, "head_dim": 16, "max_position_embeddings": 96, "pad_token_id": 0}
+CLIP_VISION = TOWER | {"image_size": 32, "patch_size": 8}
+MARKS = ("<image>", "<start>", "<end>", "<fake>", "<global>", "<video>")
+CORPUS = ["a red square and two small green circles on a dark ground", "one word after another and no end, short or long"]
+CHAT = (
+    "{% for message in messages %}<bos>user\n{% for part in message['content'] %}{% if part['type'] == 'image' %}<image>"
+    "{% else %}{{ part['text'] }}{% endif %}{% endfor %}<eos>\n{% endfor %}"
+)
+
+
+def make_tokenizer(**marks: str) -> Any:
+    """A byte-level tokenizer with a BOS and tokens that mark images; 9 special ones with ids 0, 1, ..."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    specials = ["<pad>", "<bos>", "<eos>", *MARKS]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet, special_tokens=specials, show_progress=False)
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 1)])
+    names = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>", "padding_side": "left"}
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names, extra_special_tokens=marks)
+
+
+class VisionLanguageSuite(AdapterSuite):
+    module_path = "model.language_model.layers.1.mlp"
+    stream = "model.language_model.layers"
+    options: ClassVar[dict[str, Any]] = {}
+    folder: Path
+    n_image_tokens = 16
+    """Of an image of 40 x 30 pixels."""
+
+    @property
+    def places(self) -> Mapping[str, str]:  # type: ignore[override]
+        block = f"{self.stream}.{{i}}"
+        text = {
+            "text.{i}.in": f"{block}@in",
+            "text.{i}": f"{block}@out",
+            "text.{i}.z": f"{block}.self_attn.o_proj@in",
+            "text.{i}.attn": f"{block}.self_attn.o_proj@out",
+            "text.{i}.mlp_in": f"{block}.mlp@in",
+            "text.{i}.neurons": f"{block}.mlp.down_proj@in",
+            "text.{i}.mlp": f"{block}.mlp.down_proj@out",
+        }
+        tower = "model.vision_tower.encoder.layers.{i}"
+        vision = {
+            "vision.{i}.in": f"{tower}@in",
+            "vision.{i}": f"{tower}@out",
+            "vision.{i}.z": f"{tower}.self_attn.out_proj@in",
+            "vision.{i}.attn": f"{tower}.self_attn.out_proj@out",
+            "vision.{i}.mlp_in": f"{tower}.mlp@in",
+            "vision.{i}.neurons": f"{tower}.mlp.fc2@in",
+            "vision.{i}.mlp": f"{tower}.mlp.fc2@out",
+            "vision.start": "model.vision_tower.embeddings@out",
+            "vision.final": "model.vision_tower.post_layernorm@out",
+        }
+        return text | vision
+
+    def open_adapter(self) -> Adapter:
+        return open_adapter(HFVisionLanguageModel(name=str(self.folder), **self.options), CPU)
+
+    def find_own_outputs(self, model: Any, inputs: Inputs) -> Mapping[str, Tensor]:
+        if inputs.modality == "image":
+            return {}
+        states = model(**inputs.tensors, output_hidden_states=True, use_cache=False).hidden_states
+        return {"text.start": states[0], "text.0": states[1], "text.final": states[-1]}
+
+    def test_image_and_text_tokens_are_told_apart(self, adapter: Adapter) -> None:
+        image = Image.new("RGB", (40, 30), "red")
+        layout = adapter.prepare_pairs([image, None], ["a red square", "two small green circles"]).layout
+        assert layout.token_id is not None
+        tokenizer = transformers.AutoTokenizer.from_pretrained(self.folder)
+        for item, text in enumerate(("a red square", "two small green circles")):
+            own = layout.token_id[item][layout.kind[item] == TokenKind.TEXT]
+            assert tokenizer.decode(own) == text
+            n_image = int((layout.kind[item] == TokenKind.IMAGE).sum())
+            assert n_image == (self.n_image_tokens if item == 0 else 0)
+
+    def test_the_rows_of_a_text_depend_on_its_image(self, adapter: Adapter) -> None:
+        (point,) = adapter.resolve(["text.1"], ["text"])
+        images = [Image.new("RGB", (40, 30), "red"), Image.linear_gradient("L").resize((40, 30)).convert("RGB")]
+        with torch.inference_mode():
+            found = [adapter.capture(adapter.prepare_pairs([image], ["a word"]), [point])["text.1"] for image in images]
+        assert found[0].shape == found[1].shape
+        assert not torch.equal(found[0][:, -1], found[1][:, -1])
+
+
+def save(folder: Path, settings: Any, processor: Any) -> Path:
+    """Save a randomly initialised model and its processor."""
+    torch.manual_seed(0)
+    model = transformers.AutoModelForImageTextToText.from_config(settings)
+    for parameter in model.parameters():
+        if parameter.ndim > 1 and not parameter.any():
+            # Gemma 3 begins with an image projection of zeros: its texts would not see their image.
+            torch.nn.init.normal_(parameter, std=0.1)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+def clip_processor(cls: Any = transformers.CLIPImageProcessor) -> Any:
+    if cls is transformers.SiglipImageProcessor:
+        return cls(size={"height": 32, "width": 32})
+    return cls(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+
+
+def make_llava(folder: Path, **changes: Any) -> Path:
+    tokenizer = make_tokenizer(image_token="<image>")
+    settings = transformers.LlavaConfig(
+        vision_config=transformers.CLIPVisionConfig(**CLIP_VISION),
+        text_config=transformers.LlamaConfig(vocab_size=len(tokenizer), **TEXT),
+        image_token_index=3,
+    )
+    options = {"patch_size": 8, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1} | changes
+    return save(folder, settings, transformers.LlavaProcessor(clip_processor(), tokenizer, **options))
+
+
+class TestLlava(VisionLanguageSuite):
+    @pytest.fixture(autouse=True, scope="class")
+    @classmethod
+    def use_folder(cls, tmp_path_factory: pytest.TempPathFactory) -> None:
+        cls.folder = make_llava(tmp_path_factory.mktemp("llava"))
+
+    @property
+    def places(self) -> Mapping[str, str]:  # type: ignore[override]
+        # CLIP norms only what it has pooled.
+        return {name: place for name, place in super().places.items() if name != "vision.final"}
+
+
+class TestLlavaChat(TestLlava):
+    """The checkpoint's chat template is around the text."""
+
+    @pytest.fixture(autouse=True, scope="class")
+    @classmethod
+    def use_folder(cls, tmp_path_factory: pytest.TempPathFactory) -> None:
+        cls.folder = make_llava(tmp_path_factory.mktemp("llava"), chat_template=CHAT)
+
+
+class TestGemma3(VisionLanguageSuite):
+    """Images attend to all of themselves; pooled patches; SigLIP."""
+
+    n_image_tokens = 4
+
+    @pytest.fixture(autouse=True, scope="class")
+    @classmethod
+    def use_folder(cls, tmp_path_factory: pytest.TempPathFactory) -> None:
+        tokenizer = make_tokenizer(image_token="<image>", boi_token="<start>", eoi_token="<end>")
+        settings = transformers.Gemma3Config(
+            vision_config=transformers.SiglipVisionConfig(**CLIP_VISION, vision_use_head=False),
+            text_config=transformers.Gemma3TextConfig(vocab_size=len(tokenizer), **TEXT),
+            mm_tokens_per_image=4,
+            image_token_index=3,
+            boi_token_index=4,
+            eoi_token_index=5,
+        )
+        processor = transformers.Gemma3Processor(
+            transformers.Gemma3ImageProcessor(size={"height": 32, "width": 32}), tokenizer, image_seq_length=4
+        )
+        cls.folder = save(tmp_path_factory.mktemp("gemma3"), settings, processor)
+
+
+class TestPaliGemma(VisionLanguageSuite):
+    @pytest.fixture(autouse=True, scope="class")
+    @classmethod
+    def use_folder(cls, tmp_path_factory: pytest.TempPathFactory) -> None:
+        tokenizer = make_tokenizer(image_token="<image>")
+        settings = transformers.PaliGemmaConfig(
+            vision_config=transformers.SiglipVisionConfig(**CLIP_VISION, vision_use_head=False),
+            text_config=transformers.GemmaConfig(vocab_size=len(tokenizer), **TEXT),
+            image_token_index=3,
+            projection_dim=32,
+        )
+        image_processor = clip_processor(transformers.SiglipImageProcessor)
+        image_processor.image_seq_length = 16
+        processor = transformers.PaliGemmaProcessor(image_processor, tokenizer)
+        cls.folder = save(tmp_path_factory.mktemp("paligemma"), settings, processor)
+
+
+class PackedSuite(VisionLanguageSuite):
+    """The vision encoder takes the patches of all images in one row: only the decoder has hook points."""
+
+    @property
+    def places(self) -> Mapping[str, str]:  # type: ignore[override]
+        return {name: place for name, place in super().places.items() if name.startswith("text.")}
+
+
+QWEN_TOKENS = {"image_token_id": 3, "vision_start_token_id": 4, "vision_end_token_id": 5, "video_token_id": 8}
+QWEN_TEXT = TEXT | {"rope_parameters": {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10000.0}}
+
+
+def save_qwen(folder: Path, settings: Callable[[int], Any], processor: Any, **pixels: Any) -> Path:
+    tokenizer = make_tokenizer(image_token="<image>", video_token="<video>")
+    sizes = {"size": {"shortest_edge": 64, "longest_edge": 4096}, "merge_size": 2, "temporal_patch_size": 2} | pixels
+    image_processor = transformers.Qwen2VLImageProcessor(**sizes)
+    video_processor = transformers.Qwen2VLVideoProcessor(**sizes)
+    return save(folder, settings(len(tokenizer)), processor(image_processor, tokenizer, video_processor))
+
+
+class TestQwen25VL(PackedSuite):
+    n_image_tokens = 4
+
+    @pytest.fixture(autouse=True, scope="class")
+    @classmethod
+    def use_folder(cls, tmp_path_factory: pytest.TempPathFactory) -> None:
+        def settings(n: int) -> Any:
+            vision = {"depth": 2, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "patch_size": 8}
+            vision |= {"out_hidden_size": 32, "window_size": 32, "fullatt_block_indexes": [1]}
+            return transformers.Qwen2_5_VLConfig(text_config=QWEN_TEXT | {"vocab_size": n}, vision_config=vision, **QWEN_TOKENS)
+
+        folder = tmp_path_factory.mktemp("qwen25vl")
+        cls.folder = save_qwen(folder, settings, transformers.Qwen2_5_VLProcessor, patch_size=8)
+
+    def test_image_tokens_lie_in_the_grid_of_their_picture(self, adapter: Adapter) -> None:
+        pictures = [Image.new("RGB", size) for size in ((32, 64), (64, 32))]
+        layout = adapter.prepare_pairs(pictures, ["a", "b"]).layout
+        assert layout.grid is not None
+        shapes = [(layout.grid[item].amax(dim=0) + 1).tolist() for item in (0, 1)]
+        assert shapes == [[4, 2], [2, 4]]
+
+
+class TestQwen3VL(PackedSuite):
+    n_image_tokens = 4
+
+    @pytest.fixture(autouse=True, scope="class")
+    @classmethod
+    def use_folder(cls, tmp_path_factory: pytest.TempPathFactory) -> None:
+        def settings(n: int) -> Any:
+            vision = {"depth": 2, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "patch_size": 8}
+            vision |= {"out_hidden_size": 32, "deepstack_visual_indexes": [0], "num_position_embeddings": 16}
+            return transformers.Qwen3VLConfig(text_config=QWEN_TEXT | {"vocab_size": n}, vision_config=vision, **QWEN_TOKENS)
+
+        cls.folder = save_qwen(tmp_path_factory.mktemp("qwen3vl"), settings, transformers.Qwen3VLProcessor, patch_size=8)
+
+
+class TestIdefics3(PackedSuite):
+    """Crops of one image, marked by tokens of their own."""
+
+    module_path = "model.text_model.layers.1.mlp"
+    stream = "model.text_model.layers"
+    n_image_tokens = 4
+
+    @pytest.fixture(autouse=True, scope="class")
+    @classmethod
+    def use_folder(cls, tmp_path_factory: pytest.TempPathFactory) -> None:
+        marks = {"image_token": "<image>", "fake_image_token": "<fake>", "global_image_token": "<global>"}
+        tokenizer = make_tokenizer(**marks, end_of_utterance_token="<end>")
+        sizes = {"size": {"longest_edge": 32}, "max_image_size": {"longest_edge": 32}, "do_image_splitting": False}
+        # It adds tokens of its own to the tokenizer.
+        processor = transformers.Idefics3Processor(transformers.Idefics3ImageProcessor(**sizes), tokenizer, image_seq_len=4)
+        settings = transformers.Idefics3Config(
+            vision_config=CLIP_VISION,
+            text_config=transformers.LlamaConfig(vocab_size=len(tokenizer), **TEXT),
+            image_token_id=3,
+            scale_factor=2,
+        )
+        cls.folder = save(tmp_path_factory.mktemp("idefics3"), settings, processor)
+
+
+def test_an_image_longer_than_the_context_is_refused(tmp_path: Path) -> None:
+    adapter = open_adapter(HFVisionLanguageModel(name=str(make_llava(tmp_path)), context=10), CPU)
+    with pytest.raises(ModelError, match=r"an image takes more than the context of 10 tokens"):
+        adapter.prepare_pairs([Image.new("RGB", (32, 32))], ["a"])
+
+
+def test_a_template_needs_its_places() -> None:
+    with pytest.raises(ConfigError, match=r"it needs \{image\} and \{text\}"):
+        HFVisionLanguageModel(name="x", template="{text}")
+
+
+def test_a_template_of_ones_own_stands_around_the_text(tmp_path: Path) -> None:
+    folder = make_llava(tmp_path)
+    adapter = open_adapter(HFVisionLanguageModel(name=str(folder), template="look: {image} it is {text}."), CPU)
+    inputs = adapter.prepare_pairs([Image.new("RGB", (32, 32))], ["a circle"])
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    ids, kind = inputs.tensors["input_ids"][0], inputs.layout.kind[0]
+    assert tokenizer.decode(ids[kind != TokenKind.IMAGE], skip_special_tokens=True) == "look:  it is a circle."
+    assert tokenizer.decode(ids[kind == TokenKind.TEXT]).strip() == "a circle"
