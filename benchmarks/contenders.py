@@ -1,5 +1,6 @@
 """Who is compared in `pursuit.py`: our methods and other libraries' modules, each as a training step and as an encoder."""
 
+import functools
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple, get_args
 
@@ -28,7 +29,6 @@ class Contender(NamedTuple):
     name: str
     make: Callable[[], Work]
     """Builds the module and gives its work, so that what a work holds is held only while it is timed."""
-    n_parameters: int
     batch: int
     """Rows of its batch; smaller than the shape's where the peer would need too much memory or time."""
     cost: Cost | None = None
@@ -64,14 +64,8 @@ def list_our_steps(shape: Shape, dictionary: Tensor, x: Tensor, methods: list[Me
     """Iterations of the loop as training runs it: statistics, dead atoms and clipping included."""
     pursuits = {f"ours mp, {m}": (MatchingPursuit(d_sae=shape.d_sae, k=shape.k, method=m), m) for m in methods}
     for name, (config, kind) in (pursuits | make_topks(shape)).items():
-        n_matrices = 2 if kind.startswith("topk") else 1
-        yield Contender(
-            name,
-            lambda config=config: _make_our_step(config, dictionary, x),
-            n_matrices * dictionary.numel(),
-            shape.batch,
-            count_step(kind, shape),
-        )
+        make = functools.partial(_make_our_step, config, dictionary, x)
+        yield Contender(name, make, shape.batch, count_step(kind, shape))
 
 
 def _build_ours(config: object, dictionary: Tensor) -> torch.nn.Module:
@@ -93,26 +87,20 @@ def _make_our_step(config: object, dictionary: Tensor, x: Tensor) -> Work:
 def list_our_encoders(shape: Shape, dictionary: Tensor, x: Tensor, methods: list[Method]) -> Iterator[Contender]:
     """Codes at a fixed dictionary: what derives from it is made beforehand."""
     for method in methods:
-        yield Contender(
-            f"ours mp, {method}",
-            lambda method=method: _make_our_pursuit(method, shape.k, dictionary, x),
-            dictionary.numel(),
-            shape.batch,
-            count_encode(method, shape),
-        )
+        make = functools.partial(_make_our_pursuit, method, shape.k, dictionary, x)
+        yield Contender(f"ours mp, {method}", make, shape.batch, count_encode(method, shape))
     for name, (config, kind) in make_topks(shape).items():
-        yield Contender(
-            name,
-            lambda config=config: _make_encoder(_build_ours(config, dictionary).encode, x),  # type: ignore[arg-type]
-            2 * dictionary.numel(),
-            shape.batch,
-            count_encode(kind, shape),
-        )
+        make = functools.partial(_make_our_topk, config, dictionary, x)
+        yield Contender(name, make, shape.batch, count_encode(kind, shape))
 
 
 def _make_our_pursuit(method: Method, k: int, dictionary: Tensor, x: Tensor) -> Work:
     prepared = prepare(dictionary, method)
     return _make_encoder(lambda x: pursue(x, dictionary, k, prepared=prepared, check=False), x)
+
+
+def _make_our_topk(config: TopK, dictionary: Tensor, x: Tensor) -> Work:
+    return _make_encoder(_build_ours(config, dictionary).encode, x)  # type: ignore[arg-type]
 
 
 def _make_encoder(encode: Callable[[Tensor], object], x: Tensor) -> Work:
@@ -131,12 +119,9 @@ def list_peers(
         if not peers.is_installed(peer.package):
             continue
         batch = _fit_batch(peer.name, shape, gigabytes, seconds)
-        n_parameters = dictionary.numel() * (1 if peer.name.endswith("mp") else 2)
-        rows = x[:batch]
-        yield (
-            Contender(peer.name, lambda p=peer, r=rows: _make_peer_step(p, shape.k, dictionary, r), n_parameters, batch),
-            Contender(peer.name, lambda p=peer, r=rows: _make_peer_encoder(p, shape.k, dictionary, r), n_parameters, batch),
-        )
+        arguments = (peer, shape.k, dictionary, x[:batch])
+        step, encoder = (functools.partial(make, *arguments) for make in (_make_peer_step, _make_peer_encoder))
+        yield Contender(peer.name, step, batch), Contender(peer.name, encoder, batch)
 
 
 def _make_peer_step(peer: peers.Peer, k: int, dictionary: Tensor, x: Tensor) -> Work:

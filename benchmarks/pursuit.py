@@ -24,10 +24,6 @@ from thresher.train.kernels import Method, pursue
 from thresher.train.kernels.pursuit import resolve_method
 
 SIZES = ("512,4096,16,1024", "768,16384,32,2048", "1024,32768,64,1024")
-HELD_BY_TRAINING = 16
-"""Bytes per parameter between steps: parameter, gradient, two averages of Adam."""
-HELD_BY_ENCODING = 4
-STEP, ENCODE = "Training step", "Encode at a fixed dictionary"
 PURE_TORCH = ("ours mp, residual", "ours mp, gram")
 
 
@@ -36,8 +32,8 @@ class Measured(NamedTuple):
 
     times: dict[str, float]
     """CPU milliseconds, scaled to the shape's batch."""
-    memory: dict[str, float]
-    """Megabytes held and at the peak, together."""
+    peaks: dict[str, float]
+    """Megabytes; NaN where it was not measured."""
 
 
 def compare(contenders: list[Contender], shape: Shape, *, repeats: int, seconds: float, title: str) -> Measured:
@@ -46,18 +42,28 @@ def compare(contenders: list[Contender], shape: Shape, *, repeats: int, seconds:
     works = {contender.name: contender.make() for contender in contenders}
     taken = alternate(works | {name: work for name, (work, _) in limit_works.items()}, repeats, seconds_each=seconds)
     limits = Limits(**{name: amount / taken[name].median for name, (_, amount) in limit_works.items()})
-    peaks = {name: measure_peak(work) for name, work in works.items()}
+    del works, limit_works
+    peaks = {c.name: measure_whole_peak(c) if taken[c.name].median < 1e3 * seconds else float("nan") for c in contenders}
     rates = f"{limits.fp32 / 1e6:.0f} Gflop/s fp32, {limits.bf16 / 1e6:.0f} bf16, reads {limits.memory / 1e6:.1f} GB/s"
     print(f"\n### {title}: {shape} ({rates})\n")
-    print("| | CPU ms | +- | wall ms | rounds | of our topk | limit ms | of limit | peak MB | held MB |")
-    print("|---|---|---|---|---|---|---|---|---|---|")
+    print("| | CPU ms | +- | wall ms | rounds | of our topk | limit ms | of limit | peak MB |")
+    print("|---|---|---|---|---|---|---|---|---|")
     scaled = {c.name: taken[c.name].median * shape.batch / c.batch for c in contenders}
-    per_parameter = HELD_BY_TRAINING if title == STEP else HELD_BY_ENCODING
-    held = {contender.name: per_parameter * contender.n_parameters / 1e6 for contender in contenders}
     for contender in contenders:
         cells = describe(contender, taken[contender.name], shape, scaled[OURS_TOPK], limits)
-        print(f"| {cells} | {peaks[contender.name]:.0f} | {held[contender.name]:.0f} |")
-    return Measured(scaled, {name: peaks[name] + held[name] for name in held})
+        print(f"| {cells} | {peaks[contender.name]:.0f} |", flush=True)
+    return Measured(scaled, peaks)
+
+
+def measure_whole_peak(contender: Contender) -> float:
+    """Megabytes from nothing to the peak of two calls: parameters, gradients, Adam and what is kept between calls included."""
+
+    def run_twice() -> None:
+        work = contender.make()
+        work()
+        work()
+
+    return measure_peak(run_twice)
 
 
 def describe(contender: Contender, taken: Taken, shape: Shape, topk: float, limits: Limits) -> str:
@@ -79,7 +85,7 @@ def summarise(steps: Measured, encodes: Measured) -> None:
     for name, value in steps.times.items():
         if not name.startswith("ours"):
             print(f"| {name} costs | {value / steps.times[pure]:.1f}x | {value / steps.times[mp]:.1f}x |")
-    for what, figures in (("time", steps.times), ("memory", steps.memory)):
+    for what, figures in (("time", steps.times), ("peak", steps.peaks)):
         print(f"| {what} of {topk} | {figures[pure] / figures[topk]:.2f} | {figures[mp] / figures[topk]:.2f} |")
     mp, topk = find_fastest(encodes, "ours mp"), find_fastest(encodes, "ours topk")
     print(f"\nEncoding: {mp} costs {encodes.times[mp] / encodes.times[topk]:.2f} of {topk}.")
@@ -112,9 +118,9 @@ def run(shape: Shape, x: Tensor, dictionary: Tensor, arguments: argparse.Namespa
     found = list(list_peers(shape, dictionary, x, **options)) if arguments.peers else []
     options = {"repeats": arguments.repeats, "seconds": arguments.seconds}
     steps = [*(step for step, _ in found), *list_our_steps(shape, dictionary, x, methods)]
-    step_figures = compare(steps, shape, title=STEP, **options)
+    step_figures = compare(steps, shape, title="Training step", **options)
     encoders = [*(encoder for _, encoder in found), *list_our_encoders(shape, dictionary, x, methods)]
-    encode_figures = compare(encoders, shape, title=ENCODE, **options)
+    encode_figures = compare(encoders, shape, title="Encode at a fixed dictionary", **options)
     summarise(step_figures, encode_figures)
     audit(x[: arguments.audited], dictionary, shape.k, methods)
 
