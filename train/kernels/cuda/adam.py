@@ -1,6 +1,8 @@
 # pyright: basic
 """One pass over the dictionary for everything that follows its gradient: projection, Adam, unit norm, low copy."""
 
+from typing import no_type_check
+
 import torch
 import triton
 import triton.language as tl
@@ -12,6 +14,7 @@ from thresher.train.kernels.cuda.plan import plan_row
 
 
 @triton.jit
+@no_type_check
 def _step_atoms(W, GRAD, MEAN, SQUARE, LOW, LOW_ERROR, LR, BIAS, SCALE, beta1, beta2, epsilon, d, DP: tl.constexpr,
                 HAS_LOW: tl.constexpr, HAS_SCALE: tl.constexpr):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)

@@ -11,6 +11,8 @@ second-level cache), the write and the read; at (d_in 768, k 32, row 8192) 2.4 G
 chunk beyond the first adds 8 d_in bytes per atom that occurs in it.
 """
 
+from typing import no_type_check
+
 import torch
 import triton
 import triton.language as tl
@@ -21,6 +23,7 @@ from thresher.train.kernels.cuda.segments import add_by_atom, sort_by_atom
 
 
 @triton.jit
+@no_type_check
 def _reverse(IDX, VAL, R, D, FOR_VALUES, FOR_R, FOR_X, PAIRS, d, k, DP: tl.constexpr, HAS_VALUES: tl.constexpr,
              HAS_R: tl.constexpr, NEEDS_PAIRS: tl.constexpr):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)

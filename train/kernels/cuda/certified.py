@@ -15,6 +15,8 @@ Cost per row and step: 2 d_sae d_in low-precision flops, and 20 d_in + 4 KEPT_PE
 `_finish`; on an H200 at (d_in 768, d_sae 16384, row 8192) at least 0.26 ms and 0.03 ms.
 """
 
+from typing import no_type_check
+
 import torch
 import triton
 import triton.language as tl
@@ -27,6 +29,7 @@ from thresher.train.kernels.rule import Rule
 
 
 @triton.jit
+@no_type_check
 def _begin(X, R, LOW, BAND, LIMIT, BOUNDS, slack, tol, d, DP: tl.constexpr, TF32: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     lanes = tl.arange(0, DP)
@@ -42,7 +45,8 @@ def _begin(X, R, LOW, BAND, LIMIT, BOUNDS, slack, tol, d, DP: tl.constexpr, TF32
     tl.store(LIMIT + row, tol * norm)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["step"])
+@no_type_check
 def _finish(R, LOW, BAND, LIMIT, BOUNDS, D, KEYS, IDX, VAL, slack, step, k, n_atoms, n_tiles, d, TOP: tl.constexpr,
             KP: tl.constexpr, DP: tl.constexpr, CB: tl.constexpr, BN: tl.constexpr, RELU: tl.constexpr, ABS: tl.constexpr,
             RESELECT: tl.constexpr, TF32: tl.constexpr):  # fmt: skip

@@ -6,6 +6,8 @@ sheet; tf32 half of that), and (1/tile.rows + 1/tile.atoms) row d_sae d_in eleme
 what binds small tiles. `correlate_top` writes 4 KEPT_PER_TILE / tile.atoms bytes per score instead of 4.
 """
 
+from typing import no_type_check
+
 import torch
 import triton
 import triton.language as tl
@@ -19,6 +21,7 @@ NO_KEY = tl.constexpr(-(2**31))
 
 
 @triton.jit
+@no_type_check
 def multiply_tile(A, B, row0, col0, n_rows, n_cols, d, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
                   PRECISION: tl.constexpr, UPCAST: tl.constexpr):  # fmt: skip
     """[BM, BN] inner products of the rows of A from `row0` and of B from `col0`, in fp32; zeros beyond the edges."""
@@ -42,6 +45,7 @@ def multiply_tile(A, B, row0, col0, n_rows, n_cols, d, BM: tl.constexpr, BN: tl.
 
 
 @triton.jit
+@no_type_check
 def _correlate_top(R, D, LIMIT, KEYS, n_rows, n_atoms, d, n_tiles, TOP: tl.constexpr, ABS: tl.constexpr, BM: tl.constexpr,
                    BN: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr):  # fmt: skip
     # Neighbouring programs share a tile of atoms; the rows of a batch fit into the second-level cache.
@@ -67,6 +71,7 @@ def _correlate_top(R, D, LIMIT, KEYS, n_rows, n_atoms, d, n_tiles, TOP: tl.const
 
 
 @triton.jit
+@no_type_check
 def _correlate(A, B, OUT, ERROR, n_rows, n_cols, d, SYMMETRIC: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
                BK: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr):  # fmt: skip
     row_tiles = tl.cdiv(n_rows, BM)

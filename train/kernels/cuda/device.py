@@ -5,6 +5,7 @@ import triton
 from torch import Tensor
 
 
+@torch.compiler.assume_constant_result
 def is_interpreted() -> bool:
     """Whether Triton interprets its kernels on the CPU (environment variable TRITON_INTERPRET=1)."""
     return bool(triton.knobs.runtime.interpret)

@@ -26,9 +26,7 @@ def prepare_gram(dictionary: Float[Tensor, "d_sae d_in"], *, stored: Literal["fp
     return Prepared("triton_gram", dictionary, gram, low, low_error, gram_error)
 
 
-def prepare_certified(
-    dictionary: Float[Tensor, "d_sae d_in"], *, precision: Literal["bf16", "tf32"] = "bf16"
-) -> Prepared:
+def prepare_certified(dictionary: Float[Tensor, "d_sae d_in"], *, precision: Literal["bf16", "tf32"] = "bf16") -> Prepared:
     """The atoms in low precision. tf32 takes twice the time of bf16 and names an eighth as many false rivals."""
     require_device(dictionary, "method='triton_certified'")
     if precision == "tf32":

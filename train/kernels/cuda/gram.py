@@ -18,6 +18,8 @@ where d_in > entry_bytes flop_rate / (2 bandwidth), 184 for fp16 on an H200 by i
 `SCORES_IN_REGISTERS` stay in memory, mostly in the second-level cache, for 8 d_sae bytes more per step.
 """
 
+from typing import no_type_check
+
 import torch
 import triton
 import triton.language as tl
@@ -30,12 +32,13 @@ from thresher.train.kernels.cuda.gram_parts import (
     compare_rivals,
     count_rivals,
     find_band,
+    find_least,
     find_tops,
     rank_scores,
     rewrite_scores,
     subtract_pick,
 )
-from thresher.train.kernels.cuda.plan import SCORES_AT_ONCE, GramPlan, plan_row, plan_scores, rows_at_once
+from thresher.train.kernels.cuda.plan import REGISTERS_PER_THREAD, SCORES_AT_ONCE, GramPlan, plan_row, plan_scores, rows_at_once
 from thresher.train.kernels.cuda.rows import find_norm
 from thresher.train.kernels.rule import Rule
 
@@ -44,6 +47,7 @@ REFRESH_AT = 64
 
 
 @triton.jit
+@no_type_check
 def _pursue_in_registers(X, XLOW, SCORES, R, D, LOW, G, ERROR, BOUNDS, IDX, VAL, tol, refresh_at, n_atoms, d, k,
                          BLOCK: tl.constexpr, NB: tl.constexpr, DP: tl.constexpr, CB: tl.constexpr, RELU: tl.constexpr,
                          ABS: tl.constexpr, RESELECT: tl.constexpr):  # fmt: skip
@@ -69,7 +73,7 @@ def _pursue_in_registers(X, XLOW, SCORES, R, D, LOW, G, ERROR, BOUNDS, IDX, VAL,
         if is_going:
             band = find_band(r, r_low, norm, norm_then, subtracted, rounding, eps, longest)
             rank = rank_scores(scores, ABS)
-            least = tl.max(rank, axis=0) - 2 * band
+            least = find_least(tl.max(rank, axis=0), band)
             if tl.sum((rank >= least).to(tl.int32), axis=0) > refresh_at:
                 tl.store(SCORES + atoms, scores, mask=atoms < n_atoms)
                 rewrite_scores(SCORES, D, r, lanes, n_atoms, d, CB)
@@ -78,7 +82,7 @@ def _pursue_in_registers(X, XLOW, SCORES, R, D, LOW, G, ERROR, BOUNDS, IDX, VAL,
                 norm_then = norm
                 subtracted = 0.0
                 rounding = d * SUMS * longest * norm
-                least = tl.max(rank_scores(scores, ABS), axis=0) - 2 * (rounding + 2 * SUMS * norm)
+                least = find_least(tl.max(rank_scores(scores, ABS), axis=0), rounding + 2 * SUMS * norm)
             best = float("-inf")
             dot = 0.0
             best, dot, pick = compare_rivals(scores, least, atoms, D, r, lanes, d, best, dot, pick, ABS)
@@ -99,6 +103,7 @@ def _pursue_in_registers(X, XLOW, SCORES, R, D, LOW, G, ERROR, BOUNDS, IDX, VAL,
 
 
 @triton.jit
+@no_type_check
 def _pursue_in_memory(X, XLOW, SCORES, R, D, LOW, G, ERROR, BOUNDS, IDX, VAL, tol, refresh_at, n_atoms, d, k,
                       BLOCK: tl.constexpr, NB: tl.constexpr, DP: tl.constexpr, CB: tl.constexpr, RELU: tl.constexpr,
                       ABS: tl.constexpr, RESELECT: tl.constexpr):  # fmt: skip
@@ -125,7 +130,7 @@ def _pursue_in_memory(X, XLOW, SCORES, R, D, LOW, G, ERROR, BOUNDS, IDX, VAL, to
         pick = 0
         if is_going:
             band = find_band(r, r_low, norm, norm_then, subtracted, rounding, eps, longest)
-            least = tl.max(tops, axis=0) - 2 * band
+            least = find_least(tl.max(tops, axis=0), band)
             if count_rivals(SCORES, tops, blocks, least, lanes_block, n_atoms, BLOCK, ABS) > refresh_at:
                 rewrite_scores(SCORES, D, r, lanes, n_atoms, d, CB)
                 tops = find_tops(SCORES, tops, blocks, lanes_block, n_atoms, BLOCK, ABS)
@@ -133,10 +138,10 @@ def _pursue_in_memory(X, XLOW, SCORES, R, D, LOW, G, ERROR, BOUNDS, IDX, VAL, to
                 norm_then = norm
                 subtracted = 0.0
                 rounding = d * SUMS * longest * norm
-                least = tl.max(tops, axis=0) - 2 * (rounding + 2 * SUMS * norm)
+                least = find_least(tl.max(tops, axis=0), rounding + 2 * SUMS * norm)
             best = float("-inf")
             dot = 0.0
-            for block in range(0, tl.cdiv(n_atoms, BLOCK)):
+            for block in range(tl.cdiv(n_atoms, BLOCK)):
                 if tl.max(tl.where(blocks == block, tops, float("-inf")), axis=0) >= least:
                     atoms = block * BLOCK + lanes_block
                     part = tl.load(SCORES + atoms, mask=atoms < n_atoms, other=float("-inf"))
@@ -145,7 +150,7 @@ def _pursue_in_memory(X, XLOW, SCORES, R, D, LOW, G, ERROR, BOUNDS, IDX, VAL, to
             value = tl.where(goes_on, dot, 0.0)
             low = tl.load(LOW + pick.to(tl.int64) * d + lanes, mask=inside, other=0.0).to(tl.float32)
             own = tl.sum(low * low, axis=0)
-            for block in range(0, tl.cdiv(n_atoms, BLOCK)):
+            for block in range(tl.cdiv(n_atoms, BLOCK)):
                 atoms = block * BLOCK + lanes_block
                 part = tl.load(SCORES + atoms, mask=atoms < n_atoms, other=float("-inf"))
                 part = subtract_pick(part, atoms, G, pick, value, own, n_atoms, RESELECT)
@@ -191,6 +196,6 @@ def pursue_by_gram(
             values[chunk], rule.residual_tol or 0.0, refresh_at, n_atoms, d, rule.k, BLOCK=plan.width,
             NB=plan.n_blocks(n_atoms), DP=row_plan.width, CB=row_plan.at_once, RELU=rule.sign == "relu",
             ABS=rule.sign == "abs", RESELECT=rule.reselect, num_warps=max(plan.warps, row_plan.warps),
-            enable_fp_fusion=True,
+            maxnreg=REGISTERS_PER_THREAD, enable_fp_fusion=True,
         )  # fmt: skip
     return indices, values, residual

@@ -13,7 +13,7 @@ STORED: dict[str, torch.dtype] = {"fp16": torch.float16, "fp32": torch.float32}
 """How a Gram matrix may be kept. bf16 would double the band: its rounding is 8 times that of fp16."""
 
 
-def _rule(k: int, residual_tol: float | None, sign: str, reselect: bool) -> Rule:  # noqa: FBT001 - an operator's schema
+def _rule(k: int, residual_tol: float | None, sign: str, reselect: bool) -> Rule:
     names: dict[str, Sign] = {"relu": "relu", "signed": "signed", "abs": "abs"}
     return Rule(k, residual_tol, names[sign], reselect)
 

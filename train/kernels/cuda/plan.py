@@ -14,6 +14,8 @@ SCORES_IN_REGISTERS = 16384
 """Widest dictionary whose scores one program holds in registers."""
 SCORES_BLOCK = 8192
 """Scores per pass where they stay in memory."""
+REGISTERS_PER_THREAD = 128
+"""Limit for the Gram form, whose speed is the number of rows in flight."""
 SCORES_AT_ONCE = 2**26
 """Scores in memory at once (256 MB of fp32) in the Gram form; rows are worked off in chunks."""
 PAIRS_AT_ONCE = 2**26
@@ -89,10 +91,13 @@ def plan_row(d_in: int) -> RowPlan:
 
 
 def plan_scores(n_atoms: int) -> GramPlan:
-    """One program per row: 16 scores per thread in registers up to `SCORES_IN_REGISTERS`, passes over memory beyond."""
+    """One program per row: up to 32 scores per thread in registers, passes over memory beyond `SCORES_IN_REGISTERS`.
+
+    With `REGISTERS_PER_THREAD` a multiprocessor of 65536 registers holds 16 warps: one row of 16384 scores, four of 4096.
+    """
     width = max(round_up(n_atoms), 32)
     if width <= SCORES_IN_REGISTERS:
-        return GramPlan(width, min(max(width // 512, 1), 32), in_registers=True)
+        return GramPlan(width, min(max(width // 1024, 4), 16), in_registers=True)
     return GramPlan(SCORES_BLOCK, 16, in_registers=False)
 
 

@@ -4,6 +4,8 @@
 Memory bound: k d_in entries of atoms per row, 4 bytes each, mostly from the second-level cache when the dictionary fits there.
 """
 
+from typing import no_type_check
+
 import torch
 import triton
 import triton.language as tl
@@ -14,6 +16,7 @@ from thresher.train.kernels.cuda.segments import add_by_atom, sort_by_atom
 
 
 @triton.jit
+@no_type_check
 def _sum_atoms(VAL, IDX, D, OUT, d, k, DP: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     lanes = tl.arange(0, DP)
@@ -25,6 +28,7 @@ def _sum_atoms(VAL, IDX, D, OUT, d, k, DP: tl.constexpr):
 
 
 @triton.jit
+@no_type_check
 def _dot_atoms(X, IDX, D, OUT, d, k, DP: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     lanes = tl.arange(0, DP)
@@ -41,9 +45,7 @@ def sum_atoms(values: Tensor, indices: Tensor, atoms: Tensor) -> Tensor:
     found = torch.empty(n_rows, d, dtype=torch.float32, device=atoms.device)
     plan = plan_row(d)
     if n_rows > 0:
-        _sum_atoms[(n_rows,)](
-            values, indices, atoms, found, d, k, DP=plan.width, num_warps=plan.warps, enable_fp_fusion=True
-        )
+        _sum_atoms[(n_rows,)](values, indices, atoms, found, d, k, DP=plan.width, num_warps=plan.warps, enable_fp_fusion=True)
     return found
 
 

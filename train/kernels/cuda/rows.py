@@ -1,11 +1,14 @@
 # pyright: basic
 """What the kernels that own one row share: rounding, the certificate's norms, exact inner products with some atoms."""
 
+from typing import no_type_check
+
 import triton
 import triton.language as tl
 
 
 @triton.jit
+@no_type_check
 def find_norm(r):
     """Norm of a row, scaled so that it neither overflows nor vanishes."""
     largest = tl.max(tl.abs(r), axis=0)
@@ -14,6 +17,7 @@ def find_norm(r):
 
 
 @triton.jit
+@no_type_check
 def round_like(r, OUT, TF32: tl.constexpr):
     """`r` rounded to the type of OUT; with TF32 to 10 bits of mantissa in fp32, so that tensor cores lose nothing more."""
     if TF32:
@@ -25,6 +29,7 @@ def round_like(r, OUT, TF32: tl.constexpr):
 
 
 @triton.jit
+@no_type_check
 def correlate_some(D, atoms, wanted, r, lanes, d):
     """fp32 inner products of the row `r` with the chosen atoms; every atom is summed in the same order."""
     mask = wanted[:, None] & (lanes[None, :] < d)
@@ -33,6 +38,7 @@ def correlate_some(D, atoms, wanted, r, lanes, d):
 
 
 @triton.jit
+@no_type_check
 def is_among(atoms, PICKS, n_picks, wanted):
     """Which of `wanted` atoms are among the first `n_picks` entries at PICKS."""
     found = wanted & (atoms < 0)
@@ -42,6 +48,7 @@ def is_among(atoms, PICKS, n_picks, wanted):
 
 
 @triton.jit
+@no_type_check
 def keep_better(best, best_atom, dots, atoms, wanted, ABS: tl.constexpr):
     """The best atom so far and its score, the lowest index among equals."""
     scores = tl.abs(dots) if ABS else dots

@@ -4,11 +4,14 @@
 The picks are sorted by atom (stable), the sorted list is cut into pieces of `PICKS_PER_SEGMENT`, and one program walks each
 piece in order. The sum of an atom whose picks begin inside the piece is written by that program alone; what a piece holds of
 an atom that began in an earlier piece goes into a partial sum per piece. A second pass gives each such atom to one program,
-which adds its partial sums in order. So an atom that every row picks is shared by many programs, and no order is left to chance.
+which adds its partial sums in order. So an atom that every row picks is shared by many programs, and no
+order is left to chance.
 
 Cost: a radix sort of the picks, one read of what is summed (4 d_in bytes per pick), one write per atom that occurs, and
 8 d_in / PICKS_PER_SEGMENT bytes per pick of partial sums.
 """
+
+from typing import no_type_check
 
 import torch
 import triton
@@ -20,7 +23,8 @@ from thresher.train.kernels.cuda.plan import PICKS_PER_SEGMENT, plan_row
 CHUNK_KEYS_AT_MOST = 2**31 - 1
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first_pick"])
+@no_type_check
 def _sum_pieces(SOURCE, WEIGHT, ORDER, ATOMS, HEADS, TOTAL, first_pick, n_picks, n_atoms, d, picks_per_source,
                 LENGTH: tl.constexpr, DP: tl.constexpr, WEIGHTED: tl.constexpr, ADD: tl.constexpr):  # fmt: skip
     piece = tl.program_id(0)
@@ -55,6 +59,7 @@ def _sum_pieces(SOURCE, WEIGHT, ORDER, ATOMS, HEADS, TOTAL, first_pick, n_picks,
 
 
 @triton.jit
+@no_type_check
 def _sum_heads(ATOMS, HEADS, TOTAL, n_picks, n_pieces, n_atoms, d, LENGTH: tl.constexpr, DP: tl.constexpr):
     piece = tl.program_id(0)
     lanes = tl.arange(0, DP)
@@ -80,7 +85,7 @@ def sort_by_atom(indices: Tensor, is_used: Tensor, n_atoms: int, rows_per_chunk:
 
     Picks that are not used are given atom `n_atoms` and come last in their chunk. Both are int32 [row k].
     """
-    n_rows, k = indices.shape
+    n_rows = indices.shape[0]
     atoms = torch.where(is_used, indices, n_atoms)
     chunk = torch.arange(n_rows, device=indices.device) // rows_per_chunk
     key = (chunk[:, None] * (n_atoms + 1) + atoms).flatten()
