@@ -14,7 +14,7 @@ from thresher.train.kernels.reference import pursue_orthogonally
 from thresher.train.kernels.rule import Method, Rule, Sign
 from thresher.train.kernels.sparse import scatter_rows
 
-SYSTEMS_AT_ONCE = {"cpu": 2**20, "cuda": 2**27}
+SYSTEMS_AT_ONCE = {"cpu": 2**18, "cuda": 2**26}
 """Numbers of gathered atoms held at once while the systems of the backward are solved."""
 
 
