@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from thresher.testing.pursuit import audit_pursuit
 from thresher.train.codes import Codes
-from thresher.train.kernels import Sign, backward, pursue
+from thresher.train.kernels import Sign, backward, prepare, pursue
 from thresher.train.kernels.rule import Rule
 
 pytest.importorskip("numba")
@@ -181,6 +181,19 @@ def test_gram_matrix_is_symmetric_and_written_into_memory_given(d_sae: int, dtyp
     older = torch.zeros_like(gram)
     assert compute_gram(dictionary, older).data_ptr() == older.data_ptr()
     assert torch.equal(older, gram)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_memory_of_an_older_preparation_holds_the_new_one(method: str) -> None:
+    older = prepare(draw("gauss", 1, 40, 700)[1], method)  # pyright: ignore[reportArgumentType]
+    dictionary = draw("coherent", 1, 40, 700, seed=3)[1]
+    expected = prepare(dictionary, method)  # pyright: ignore[reportArgumentType]
+    found = prepare(dictionary, method, reuse=older)  # pyright: ignore[reportArgumentType]
+    assert found.gram is not None
+    assert older.gram is not None
+    assert found.gram.data_ptr() == older.gram.data_ptr()
+    for one, other in zip(found[1:], expected[1:], strict=True):
+        assert one is other is None or torch.equal(one, other)  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize(("rows", "d_in", "d_sae", "k"), SHAPES)
