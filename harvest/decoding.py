@@ -6,6 +6,7 @@ import os
 import pickle
 import signal
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -85,15 +86,21 @@ class DecodingProcesses:
 
     def _find_end(self) -> str:
         """How the first one ended; the others are then ended by the pool with SIGTERM."""
-        codes = {process.exitcode for process in self._known} - {None, 0, -signal.SIGTERM}
-        if not codes:
-            return ""
-        code = min(codes)
-        if code >= 0:
-            return f" with exit code {code} (a script that starts a harvest needs `if __name__ == '__main__':`)"
-        hints = {signal.SIGKILL: "; out of memory?", signal.SIGBUS: "; is the shared memory, /dev/shm, full?"}
-        name = signal.Signals(-code)
-        return f" by signal {name.value} ({name.name}{hints.get(name, '')})"
+        for _ in range(100):
+            codes = {process.exitcode for process in self._known} - {None, 0, -signal.SIGTERM}
+            if codes:
+                return _describe_end(min(codes))
+            # Another thread has waited for it and has not noted the code yet.
+            time.sleep(0.02)
+        return ""
+
+
+def _describe_end(code: int) -> str:
+    if code >= 0:
+        return f" with exit code {code} (a script that starts a harvest needs `if __name__ == '__main__':`)"
+    hints = {signal.SIGKILL: "; out of memory?", signal.SIGBUS: "; is the shared memory, /dev/shm, full?"}
+    name = signal.Signals(-code)
+    return f" by signal {name.value} ({name.name}{hints.get(name, '')})"
 
 
 def check_picklable(transform: Transform) -> None:

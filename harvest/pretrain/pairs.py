@@ -60,10 +60,11 @@ def read_pairs(source: Source, start: int, stop: int, image_size: int) -> Pairs:
     with progress("reading pairs", total=stop - start, unit="records") as advance:
         for record in source.records(start, stop):
             advance(1)
-            if record.image is None or isinstance(record.image, Unreadable) or not record.texts:
+            captions = tuple(text.text for text in record.texts if text.unreadable is None)
+            if record.image is None or isinstance(record.image, Unreadable) or not captions:
                 continue
             images[len(texts)] = quantize(transform(record.image))
-            texts.append(tuple(text.text for text in record.texts))
+            texts.append(captions)
             concepts.append(frozenset(record.image_concepts))
     if not texts:
         raise SourceError(f"records {start} to {stop}: no readable picture with a caption; CLIP is trained on pairs")

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from thresher.data.records import EncodedSource, Record, Source, Unreadable
-from thresher.data.sources import WebDataset, open_source
+from thresher.data.sources import ImageCaptions, WebDataset, open_source
+from thresher.data.sources.decoding import EncodedImage
 from thresher.data.sources.paths import expand_braces, expand_paths
 from thresher.data.sources.tar import Damage, Member, scan_members
 from thresher.errors import ConfigError, SourceError
@@ -252,6 +254,32 @@ def test_nonsense_is_refused() -> None:
         WebDataset(shards=())
     with pytest.raises(ConfigError, match="images, captions: name at least one"):
         WebDataset(shards=("x.tar",), images=(), captions=())
+
+
+DATA = os.environ.get("THRESHER_DATA")
+
+
+@pytest.mark.skipif(DATA is None, reason="needs the real data in THRESHER_DATA")
+def test_real_pictures_in_shards_are_those_in_the_folder(tmp_path: Path) -> None:
+    folder = Path(DATA or "") / "emoji"
+    columns = {"image_column": "noto", "caption_columns": ("label",), "key_column": "hexcode", "where": {"split": "train"}}
+    table = open_source(ImageCaptions(folder=folder, table=Path("emoji.csv"), **columns))
+    assert isinstance(table, EncodedSource)
+    for shard in range(3):
+        members = []
+        for record in table.read(20 * shard, 20 * shard + 20):
+            assert isinstance(record.image, EncodedImage)
+            assert isinstance(record.image.content, Path)
+            row = json.dumps({"label": [text.text for text in record.texts]}).encode()
+            members += [(f"{record.key}.json", row), (f"{record.key}.png", record.image.content.read_bytes())]
+        write_tar(tmp_path / f"emoji-{shard:03d}.tar", members)
+    shards = open_tar(tmp_path / "emoji-{000..002}.tar", captions=("json:label",))
+    for found, expected in zip(shards.records(), table.records(0, 60), strict=True):
+        assert found.key.endswith(f".tar/{expected.key}")
+        assert found.texts == expected.texts
+        assert isinstance(found.image, Image.Image)
+        assert isinstance(expected.image, Image.Image)
+        assert found.image.tobytes() == expected.image.tobytes()
 
 
 # Paths

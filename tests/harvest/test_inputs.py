@@ -335,6 +335,42 @@ def test_where_images_are_decoded_does_not_change_the_store(open_clip_folder: Pa
     assert not multiprocessing.active_children()
 
 
+class Killing:
+    """A source that kills the decoding processes when the third batch is read for the first time."""
+
+    modalities = ("image",)
+    concepts = ()
+    fingerprint = "2"
+
+    def __init__(self) -> None:
+        self.is_done = False
+
+    def __len__(self) -> int:
+        return 16
+
+    def records(self, start: int = 0, stop: int | None = None):
+        if start >= 8 and not self.is_done:
+            self.is_done = True
+            for child in multiprocessing.active_children():
+                child.kill()
+                child.join()
+        return (Record(f"{n}", Image.new("RGB", (8, 8), (n, 0, 0))) for n in range(16)[start:stop])
+
+
+def test_a_harvest_whose_decoding_process_is_killed_ends_and_resumes(open_clip_folder: Path, tmp_path: Path) -> None:
+    changes = {"source": {"kind": "in-memory"}, "hook_points": ["vision.embed"], "items_per_shard": 4, "workers": 1}
+    source = Killing()
+    config = make_config(tmp_path / "s", open_clip_folder, **changes, decode="processes")
+    with pytest.raises(SourceError, match=r"a decoding process died by signal 9 \(SIGKILL"):
+        run(config, source=source)
+    assert source.is_done
+    # Where images are decoded is no part of what is harvested.
+    killed = open_store(run(make_config(tmp_path / "s", open_clip_folder, **changes), source=source))
+    whole = open_store(run(make_config(tmp_path / "t", open_clip_folder, **changes), source=source))
+    assert killed.fingerprint == whole.fingerprint
+    assert whole.rows("vision.embed") == 16
+
+
 PARENT = """
 import multiprocessing, os, sys
 from pathlib import Path
