@@ -8,13 +8,17 @@ from torch import Tensor
 
 from thresher.train.kernels import Codes, Sign
 
+CONVERGED = 0.1
+"""Below this share of the row's norm, a residual in float32 carries the rounding of the row it came from, which a comparison
+relative to the residual alone would count as a wrong pick."""
+
 
 class Audit(NamedTuple):
     """Worst findings over all rows and steps; 0 everywhere for an exact pursuit."""
 
     gap: float
-    """By how much the best score exceeded that of the atom picked, relative to the residual's norm at that step (to 1e-6 of
-    the row's norm where the residual is smaller)."""
+    """By how much the best score exceeded that of the atom picked, relative to the residual's norm at that step, or to
+    `CONVERGED` of the row's norm where the residual is smaller."""
     value_error: float
     """Distance of a value from the inner product of its atom and the residual, relative to the row's norm."""
     residual_error: float
@@ -51,7 +55,7 @@ def audit_pursuit(
         exact = scores.gather(1, picks[:, None])[:, 0]
         scores = (scores.abs() if sign == "abs" else scores).masked_fill(is_taken, -torch.inf)
         left, best, chosen = r.norm(dim=1), scores.amax(1), scores.gather(1, picks[:, None])[:, 0]
-        gaps.append(((best - chosen) / left.maximum(1e-6 * scale))[going])
+        gaps.append(((best - chosen) / left.maximum(CONVERGED * scale))[going])
         value_errors.append(((value - exact).abs() / scale)[going])
         limit = -1.0 if residual_tol is None else residual_tol
         n_late += int((going & (left < limit * norm * (1 - 1e-5))).sum())
