@@ -251,9 +251,7 @@ def sweep_tiles(shape: Sizes, device: torch.device, rates: Rates) -> None:
             print(f"  {sizes}: {type(error).__name__}")
             continue
         share = 2.0 * batch * d_sae * d_in / statistics.median(times) / rates.bf16
-        print(
-            f"  tile {sizes!s:24}{statistics.median(times):9.3f} ms {share:7.0%} of the product{' (planned)' * (tile == planned)}"
-        )
+        print(f"  tile {sizes!s:24}{statistics.median(times):9.3f} ms {share:7.0%} of the product{' *' * (tile == planned)}")
 
 
 def run_checks(device: torch.device, methods: list[Method]) -> bool:

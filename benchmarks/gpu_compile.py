@@ -28,6 +28,8 @@ from thresher.train.kernels.rule import Rule
 
 SHAPES = ("768,16384,32,8192", "4096,65536,64,4096")
 TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int32: "i32", torch.int64: "i64"}
+VARYING = ("step", "first_pick")
+"""Numbers that a kernel is not specialised on."""
 OPTIONS = ("num_warps", "num_stages", "maxnreg", "enable_fp_fusion")
 
 
@@ -108,6 +110,7 @@ def compile_launch(launch: Launch, capability: int) -> Compiled:
     given = dict(zip(names, launch.args, strict=False)) | {n: v for n, v in launch.kwargs.items() if n in names}
     constants = {parameter.name for parameter in launch.kernel.params if parameter.is_constexpr}
     kinds = {n: ("constexpr", False) if n in constants else describe_argument(given[n]) for n in names}
+    kinds |= {parameter.name: ("i32", False) for parameter in launch.kernel.params if parameter.name in VARYING}
     source = ASTSource(
         fn=launch.kernel,
         signature={n: kind for n, (kind, _) in kinds.items()},
@@ -133,7 +136,8 @@ def compile_all(shape: tuple[int, int, int, int], capability: int) -> Iterator[C
     """Each different launch once."""
     seen: set[str] = set()
     for launch in list_launches(*shape):
-        key = str((launch.kernel.fn.__name__, [describe_argument(a) for a in launch.args], launch.kwargs))
+        whole = [value for name, value in zip(launch.kernel.arg_names, launch.args, strict=False) if name not in VARYING]
+        key = str((launch.kernel.fn.__name__, [describe_argument(value) for value in whole], launch.kwargs))
         if key not in seen:
             seen.add(key)
             yield compile_launch(launch, capability)

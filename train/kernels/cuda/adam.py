@@ -9,7 +9,7 @@ import triton.language as tl
 from jaxtyping import Float
 from torch import Tensor
 
-from thresher.train.kernels.cuda.device import require_device
+from thresher.train.kernels.cuda.device import launch, require_device
 from thresher.train.kernels.cuda.plan import plan_row
 
 
@@ -69,7 +69,8 @@ def step_atoms(
     require_device(dictionary, "step_atoms")
     (n_atoms, d), plan = dictionary.shape, plan_row(dictionary.shape[1])
     bias = torch.stack([1 - beta ** step.double() for beta in betas]).float()
-    _step_atoms[(n_atoms,)](
-        dictionary, gradient.contiguous(), mean, square, low, low_error, lr, bias, scale, *betas, epsilon, d, DP=plan.width,
-        HAS_LOW=low is not None, HAS_SCALE=scale is not None, num_warps=plan.warps, enable_fp_fusion=True,
+    launch(
+        _step_atoms, n_atoms, dictionary, gradient.contiguous(), mean, square, low, low_error, lr, bias, scale, *betas,
+        epsilon, d, DP=plan.width,
+        HAS_LOW=low is not None, HAS_SCALE=scale is not None, num_warps=plan.warps,
     )  # fmt: skip

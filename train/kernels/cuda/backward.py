@@ -18,6 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from thresher.train.kernels.cuda.device import launch
 from thresher.train.kernels.cuda.plan import PAIRS_AT_ONCE, plan_row, rows_at_once
 from thresher.train.kernels.cuda.segments import add_by_atom, sort_by_atom
 
@@ -65,11 +66,12 @@ def step_back(
     plan = plan_row(d)
     for start in range(0, n_rows, step):
         rows, picks = slice(start, start + step), slice(start * k, (start + step) * k)
-        _reverse[(len(for_x[rows]),)](
-            indices[rows], values[rows], residual[rows], dictionary, None if for_values is None else for_values[rows],
+        launch(
+            _reverse, len(for_x[rows]), indices[rows], values[rows], residual[rows], dictionary,
+            None if for_values is None else for_values[rows],
             None if for_residual is None else for_residual[rows], for_x[rows], pairs, d, k, DP=plan.width,
             HAS_VALUES=for_values is not None, HAS_R=for_residual is not None, NEEDS_PAIRS=needs_dictionary,
-            num_warps=plan.warps, enable_fp_fusion=True,
+            num_warps=plan.warps,
         )  # fmt: skip
         if total is not None:
             here = pairs[: len(for_x[rows]) * k]

@@ -23,6 +23,7 @@ import triton.language as tl
 from torch import Tensor
 
 from thresher.train.kernels.cuda.correlate import NO_KEY, correlate_top, plan_top
+from thresher.train.kernels.cuda.device import launch
 from thresher.train.kernels.cuda.plan import KEPT_PER_TILE, RowPlan, Tile, plan_row, round_up
 from thresher.train.kernels.cuda.rows import correlate_some, find_norm, is_among, keep_better, round_like
 from thresher.train.kernels.rule import Rule
@@ -141,9 +142,9 @@ def pursue_with_certificate(
     band, limit = torch.empty(2, n_rows, dtype=torch.float32, device=device)
     bounds = find_bounds(dictionary, low, low_error)
     slack = (d + 2 * tile.atoms) * 2.0**-23
-    _begin[(n_rows,)](
-        x, residual, rounded, band, limit, bounds, slack, rule.residual_tol or 0.0, d, DP=plan.width,
-        TF32=low.dtype == torch.float32, num_warps=plan.warps, enable_fp_fusion=True,
+    launch(
+        _begin, n_rows, x, residual, rounded, band, limit, bounds, slack, rule.residual_tol or 0.0, d, DP=plan.width,
+        TF32=low.dtype == torch.float32, num_warps=plan.warps,
     )  # fmt: skip
     for step in range(rule.k):
         correlate_top(rounded, low, limit, keys, tile, takes_absolute=rule.sign == "abs")
@@ -157,9 +158,10 @@ def _take_step(
     tile: Tile, plan: RowPlan, rule: Rule,
 ) -> None:  # fmt: skip
     n_tiles = keys.shape[2]
-    _finish[(indices.shape[0],)](
-        *state, dictionary, keys, indices, values, slack, step, rule.k, dictionary.shape[0], n_tiles, dictionary.shape[1],
+    launch(
+        _finish, indices.shape[0], *state, dictionary, keys, indices, values, slack, step, rule.k, dictionary.shape[0],
+        n_tiles, dictionary.shape[1],
         TOP=KEPT_PER_TILE, KP=round_up(KEPT_PER_TILE * n_tiles), DP=plan.width, CB=plan.at_once, BN=tile.atoms,
         RELU=rule.sign == "relu", ABS=rule.sign == "abs", RESELECT=rule.reselect, TF32=state[1].dtype == torch.float32,
-        num_warps=plan.warps, enable_fp_fusion=True,
+        num_warps=plan.warps,
     )  # fmt: skip

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from thresher.train.kernels.cuda.device import is_interpreted
+from thresher.train.kernels.cuda.device import is_interpreted, launch
 from thresher.train.kernels.cuda.plan import KEPT_PER_TILE, Tile, plan_correlation, plan_gram_product
 
 NO_KEY = tl.constexpr(-(2**31))
@@ -107,10 +107,10 @@ def correlate_top(rows: Tensor, low: Tensor, limit: Tensor, keys: Tensor, tile: 
     lowers the score by at most 2^(log2(tile.atoms) - 23) of itself. Tiles of rows whose `limit` is infinite are skipped.
     """
     (n_rows, d), n_atoms, n_tiles = rows.shape, low.shape[0], keys.shape[2]
-    _correlate_top[(triton.cdiv(n_rows, tile.rows) * n_tiles,)](
-        rows, low, limit, keys, n_rows, n_atoms, d, n_tiles, TOP=KEPT_PER_TILE, ABS=takes_absolute, BM=tile.rows,
+    launch(
+        _correlate_top, triton.cdiv(n_rows, tile.rows) * n_tiles, rows, low, limit, keys, n_rows, n_atoms, d, n_tiles,
+        TOP=KEPT_PER_TILE, ABS=takes_absolute, BM=tile.rows,
         BN=tile.atoms, BK=tile.depth, PRECISION="tf32", UPCAST=is_interpreted(), num_warps=tile.warps, num_stages=tile.stages,
-        enable_fp_fusion=True,
     )  # fmt: skip
 
 
@@ -137,8 +137,8 @@ def correlate_with_itself(atoms: Tensor, dtype: torch.dtype) -> tuple[Tensor, Te
 
 def _launch(a: Tensor, b: Tensor, out: Tensor, error: Tensor, tile: Tile, *, symmetric: bool) -> None:
     n_programs = triton.cdiv(a.shape[0], tile.rows) * triton.cdiv(b.shape[0], tile.atoms)
-    _correlate[(n_programs,)](
-        a, b, out, error, a.shape[0], b.shape[0], a.shape[1], SYMMETRIC=symmetric, BM=tile.rows, BN=tile.atoms, BK=tile.depth,
+    launch(
+        _correlate, n_programs, a, b, out, error, a.shape[0], b.shape[0], a.shape[1], SYMMETRIC=symmetric, BM=tile.rows,
+        BN=tile.atoms, BK=tile.depth,
         PRECISION="ieee", UPCAST=is_interpreted(), num_warps=tile.warps, num_stages=tile.stages,
-        enable_fp_fusion=True,
     )  # fmt: skip

@@ -1,14 +1,16 @@
 """Where these kernels run."""
 
+from typing import Any
+
 import torch
-import triton
 from torch import Tensor
+from triton import knobs
 
 
 @torch.compiler.assume_constant_result
 def is_interpreted() -> bool:
     """Whether Triton interprets its kernels on the CPU (environment variable TRITON_INTERPRET=1)."""
-    return bool(triton.knobs.runtime.interpret)
+    return bool(knobs.runtime.interpret)
 
 
 def require_device(x: Tensor, what: str) -> None:
@@ -17,3 +19,9 @@ def require_device(x: Tensor, what: str) -> None:
         raise ValueError(f"{what} computes in float32, found {x.dtype}; convert it, or choose a method that takes {x.dtype}")
     if x.device.type != "cuda" and not is_interpreted():
         raise ValueError(f"{what} needs tensors on a CUDA device, found {x.device}; move them, or choose another method")
+
+
+def launch(kernel: Any, n_programs: int, *arguments: Any, **options: Any) -> None:
+    """Start a kernel with `n_programs` programs; multiply-adds are fused, which newer versions of Triton want said."""
+    if n_programs > 0:
+        kernel[(n_programs,)](*arguments, **options, enable_fp_fusion=True)

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from thresher.train.kernels.cuda.certified import find_bounds
 from thresher.train.kernels.cuda.correlate import correlate
+from thresher.train.kernels.cuda.device import launch
 from thresher.train.kernels.cuda.gram_parts import (
     SUMS,
     compare_rivals,
@@ -191,11 +192,12 @@ def pursue_by_gram(
         chunk = slice(start, start + step)
         rounded = x[chunk].to(low.dtype)
         scores = correlate(rounded, low)
-        kernel[(rounded.shape[0],)](
-            x[chunk], rounded, scores, residual[chunk], dictionary, low, gram, gram_error, bounds, indices[chunk],
+        launch(
+            kernel, rounded.shape[0], x[chunk], rounded, scores, residual[chunk], dictionary, low, gram, gram_error, bounds,
+            indices[chunk],
             values[chunk], rule.residual_tol or 0.0, refresh_at, n_atoms, d, rule.k, BLOCK=plan.width,
             NB=plan.n_blocks(n_atoms), DP=row_plan.width, CB=row_plan.at_once, RELU=rule.sign == "relu",
             ABS=rule.sign == "abs", RESELECT=rule.reselect, num_warps=max(plan.warps, row_plan.warps),
-            maxnreg=REGISTERS_PER_THREAD, enable_fp_fusion=True,
+            maxnreg=REGISTERS_PER_THREAD,
         )  # fmt: skip
     return indices, values, residual

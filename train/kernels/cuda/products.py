@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from thresher.train.kernels.cuda.device import launch
 from thresher.train.kernels.cuda.plan import plan_row
 from thresher.train.kernels.cuda.segments import add_by_atom, sort_by_atom
 
@@ -44,8 +45,7 @@ def sum_atoms(values: Tensor, indices: Tensor, atoms: Tensor) -> Tensor:
     (n_rows, k), d = indices.shape, atoms.shape[1]
     found = torch.empty(n_rows, d, dtype=torch.float32, device=atoms.device)
     plan = plan_row(d)
-    if n_rows > 0:
-        _sum_atoms[(n_rows,)](values, indices, atoms, found, d, k, DP=plan.width, num_warps=plan.warps, enable_fp_fusion=True)
+    launch(_sum_atoms, n_rows, values, indices, atoms, found, d, k, DP=plan.width, num_warps=plan.warps)
     return found
 
 
@@ -54,8 +54,7 @@ def dot_atoms(x: Tensor, atoms: Tensor, indices: Tensor) -> Tensor:
     (n_rows, k), d = indices.shape, atoms.shape[1]
     found = torch.empty(n_rows, k, dtype=torch.float32, device=atoms.device)
     plan = plan_row(d)
-    if n_rows > 0:
-        _dot_atoms[(n_rows,)](x, indices, atoms, found, d, k, DP=plan.width, num_warps=plan.warps, enable_fp_fusion=True)
+    launch(_dot_atoms, n_rows, x, indices, atoms, found, d, k, DP=plan.width, num_warps=plan.warps)
     return found
 
 

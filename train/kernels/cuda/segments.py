@@ -18,6 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from thresher.train.kernels.cuda.device import launch
 from thresher.train.kernels.cuda.plan import PICKS_PER_SEGMENT, plan_row
 
 CHUNK_KEYS_AT_MOST = 2**31 - 1
@@ -107,12 +108,12 @@ def add_by_atom(
         return
     plan, n_pieces = plan_row(d), triton.cdiv(n_picks, PICKS_PER_SEGMENT)
     heads = torch.empty(n_pieces, d, dtype=torch.float32, device=source.device)
-    _sum_pieces[(n_pieces,)](
-        source, weight, order, atoms, heads, total, first_pick, n_picks, n_atoms, d, n_picks // source.shape[0],
+    launch(
+        _sum_pieces, n_pieces, source, weight, order, atoms, heads, total, first_pick, n_picks, n_atoms, d,
+        n_picks // source.shape[0],
         LENGTH=PICKS_PER_SEGMENT, DP=plan.width, WEIGHTED=weight is not None, ADD=not is_first, num_warps=plan.warps,
-        enable_fp_fusion=True,
     )  # fmt: skip
-    _sum_heads[(n_pieces,)](
-        atoms, heads, total, n_picks, n_pieces, n_atoms, d, LENGTH=PICKS_PER_SEGMENT, DP=plan.width, num_warps=plan.warps,
-        enable_fp_fusion=True,
+    launch(
+        _sum_heads, n_pieces, atoms, heads, total, n_picks, n_pieces, n_atoms, d, LENGTH=PICKS_PER_SEGMENT, DP=plan.width,
+        num_warps=plan.warps,
     )  # fmt: skip
