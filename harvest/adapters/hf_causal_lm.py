@@ -11,7 +11,7 @@ from torch.nn import functional
 from thresher.config import config
 from thresher.errors import ConfigError
 from thresher.harvest.adapters.base import Inputs
-from thresher.harvest.adapters.hooks import HookedModel, Tower
+from thresher.harvest.adapters.hooks import HookedModel
 from thresher.harvest.adapters.hub_models import (
     HubModel,
     find_blocks,
@@ -22,7 +22,7 @@ from thresher.harvest.adapters.hub_models import (
     tap_stream,
 )
 from thresher.harvest.adapters.layouts import find_last, label_texts
-from thresher.harvest.adapters.taps import tap_field
+from thresher.harvest.adapters.taps import Tower, tap_field
 from thresher.harvest.adapters.tokens import TextEncoder
 
 

@@ -11,7 +11,7 @@ from thresher.config import config
 from thresher.data.records import Modality
 from thresher.errors import ModelError
 from thresher.harvest.adapters.base import Inputs
-from thresher.harvest.adapters.hooks import HookedModel, Tower
+from thresher.harvest.adapters.hooks import HookedModel
 from thresher.harvest.adapters.hub_models import (
     HubModel,
     describe_processor,
@@ -26,7 +26,7 @@ from thresher.harvest.adapters.hub_models import (
 from thresher.harvest.adapters.layouts import label_texts
 from thresher.harvest.adapters.pixels import PixelReader
 from thresher.harvest.adapters.pooling import find_dependence, find_rule
-from thresher.harvest.adapters.taps import Tap, tap_field, tap_input, tap_output
+from thresher.harvest.adapters.taps import Tap, Tower, tap_field, tap_input, tap_output
 from thresher.harvest.adapters.tokens import Encoded, TextEncoder
 from thresher.harvest.adapters.weights import torch_dtype
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from thresher.config import config
 from thresher.errors import ConfigError
 from thresher.harvest.adapters.base import Inputs
-from thresher.harvest.adapters.hooks import HookedModel, Tower
+from thresher.harvest.adapters.hooks import HookedModel
 from thresher.harvest.adapters.hub_models import (
     HubModel,
     find_blocks,
@@ -21,7 +21,7 @@ from thresher.harvest.adapters.hub_models import (
 )
 from thresher.harvest.adapters.layouts import find_last, label_texts
 from thresher.harvest.adapters.pooler import Head, Pooler, Pooling, Recipe, read_recipe
-from thresher.harvest.adapters.taps import tap_field, tap_output
+from thresher.harvest.adapters.taps import Tower, tap_field, tap_output
 from thresher.harvest.adapters.tokens import TextEncoder
 from thresher.hub import local_copy
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from thresher.config import config
 from thresher.errors import ModelError
 from thresher.harvest.adapters.base import Inputs
-from thresher.harvest.adapters.hooks import HookedModel, Tower
+from thresher.harvest.adapters.hooks import HookedModel
 from thresher.harvest.adapters.hub_models import (
     HubModel,
     describe_processor,
@@ -20,7 +20,7 @@ from thresher.harvest.adapters.hub_models import (
     tap_stream,
 )
 from thresher.harvest.adapters.pixels import PixelReader
-from thresher.harvest.adapters.taps import tap_field
+from thresher.harvest.adapters.taps import Tower, tap_field
 from thresher.harvest.adapters.weights import torch_dtype
 
 

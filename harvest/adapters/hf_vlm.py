@@ -15,7 +15,7 @@ from thresher.config import config
 from thresher.data.records import Modality
 from thresher.errors import ConfigError
 from thresher.harvest.adapters.base import Inputs
-from thresher.harvest.adapters.hooks import HookedModel, Tower
+from thresher.harvest.adapters.hooks import HookedModel
 from thresher.harvest.adapters.hub_models import (
     HubModel,
     describe_processor,
@@ -27,7 +27,7 @@ from thresher.harvest.adapters.hub_models import (
     tap_stream,
 )
 from thresher.harvest.adapters.pixels import PixelReader
-from thresher.harvest.adapters.taps import tap_field
+from thresher.harvest.adapters.taps import Tower, tap_field
 from thresher.harvest.adapters.turns import TurnEncoder
 from thresher.harvest.adapters.weights import torch_dtype
 
@@ -74,7 +74,8 @@ class HFVisionLanguage(HookedModel):
             super().__init__(model, towers, device)
             return
         self.image_transform = pixels = PixelReader(processor.image_processor, encoder, torch_dtype(settings.precision))
-        super().__init__(model, {"image": self._image_tower(encoder)} | towers, device)
+        towers = {"image": self._image_tower(encoder), **towers}
+        super().__init__(model, towers, device)
         pixels.measure(self)
 
     def prepare_texts(self, texts: Sequence[str]) -> Inputs:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -12,28 +12,11 @@ from torch import Tensor, nn
 from thresher.data.records import Modality
 from thresher.errors import ModelError
 from thresher.harvest.adapters.base import Function, HookPoint, ImageTransform, Inputs
-from thresher.harvest.adapters.names import (
-    MODULE,
-    Heads,
-    find_nearest,
-    is_glob,
-    match_glob,
-    name_head,
-    parse_module,
-    split_heads,
-)
-from thresher.harvest.adapters.taps import Tap, tap_element, tap_head, tap_input, tap_output
+from thresher.harvest.adapters.lookup import expand, find_tap
+from thresher.harvest.adapters.names import MODULE, split_heads
+from thresher.harvest.adapters.taps import Tap, Tower
 
 T = TypeVar("T")
-
-
-class Tower(NamedTuple):
-    """One forward pass of a model and its named places."""
-
-    forward: Callable[[Inputs], Tensor]
-    taps: Mapping[str, Tap]
-    blank: Callable[[], Inputs]
-    """The smallest real inputs, to run the tower once."""
 
 
 class _Enough(BaseException):
@@ -48,10 +31,10 @@ class HookedModel:
 
     def __init__(self, model: nn.Module, towers: Mapping[Modality, Tower], device: torch.device) -> None:
         self.model = model
-        self._towers = towers
+        self._towers: Mapping[Modality, Tower] = towers
         self._device = device
         self._running: Inputs | None = None
-        self._towers = {modality: self._keep_reached(tower) for modality, tower in towers.items()}
+        self._towers = self._keep_reached(towers)
 
     @property
     def modalities(self) -> tuple[Modality, ...]:
@@ -85,7 +68,7 @@ class HookedModel:
     def resolve(self, patterns: Sequence[str], modalities: Sequence[Modality]) -> tuple[HookPoint, ...]:
         """The hook points that names and globs stand for; see `Adapter.resolve`."""
         towers: dict[Modality, Tower] = {known: tower for known, tower in self._towers.items() if known in modalities}
-        names = list(dict.fromkeys(name for pattern in patterns for name in self._match(pattern, towers)))
+        names = list(dict.fromkeys(name for pattern in patterns for name in expand(self.model, self._towers, towers, pattern)))
         found: dict[str, HookPoint] = {}
         for modality, tower in towers.items():
             wanted = [name for name in names if split_heads(name)[0] in tower.taps or name.startswith(MODULE)]
@@ -130,7 +113,7 @@ class HookedModel:
     @contextmanager
     def splice(self, hook_point: str, function: Function) -> Generator[None, None, None]:
         """While the block runs, the model goes on with `function(activations)` at `hook_point`."""
-        tap = self._find(hook_point)
+        tap = find_tap(self.model, self._towers, hook_point)
 
         def replace(payload: Any) -> Any:
             inputs = self._running
@@ -159,7 +142,7 @@ class HookedModel:
 
             return hook
 
-        taps = {name: self._find(name) for name in names}
+        taps = {name: find_tap(self.model, self._towers, name) for name in names}
         with ExitStack() as hooks:
             for name, tap in taps.items():
                 hooks.callback(tap.attach(observe(name, tap)).remove)
@@ -188,77 +171,26 @@ class HookedModel:
             _check_shape(point, activation, blank)
             yield point
 
-    def _keep_reached(self, tower: Tower) -> Tower:
-        """The tower without the places that its model does not call, or where no activation of each position passes.
+    def _keep_reached(self, towers: Mapping[Modality, Tower]) -> Mapping[Modality, Tower]:
+        """The towers without the places that their model does not call, or where no activation of each position passes.
 
         Families name what the models of their kind usually have; not every one has all of it.
         """
-        blank = tower.blank().send(self._device)
-        seen: dict[str, list[Any]] = {name: [] for name in tower.taps}
-        with ExitStack() as hooks, torch.no_grad():
-            for name, tap in tower.taps.items():
-                keep = seen[name].append
-                hooks.callback(tap.attach(lambda payload, tap=tap, keep=keep: keep(tap.read(payload, blank))).remove)
-            self.forward(blank)
-        return tower._replace(taps={name: tap for name, tap in tower.taps.items() if _is_activation(name, seen[name], blank)})
+        kept: dict[Modality, Tower] = {}
+        for modality, tower in towers.items():
+            blank = tower.blank().send(self._device)
+            seen: dict[str, list[Any]] = {name: [] for name in tower.taps}
+            with ExitStack() as hooks, torch.no_grad():
+                for name, tap in tower.taps.items():
+                    hooks.callback(tap.attach(_keeper(tap, blank, seen[name])).remove)
+                self.forward(blank)
+            taps = {name: tap for name, tap in tower.taps.items() if _is_activation(name, seen[name], blank)}
+            kept[modality] = tower._replace(taps=taps)
+        return kept
 
-    def _find(self, name: str) -> Tap:
-        """The tap that one name, not a glob, stands for."""
-        base, heads = split_heads(name)
-        tap = self._find_whole(name, base)
-        if heads is None:
-            return tap
-        if heads.n_heads is None or heads.index is None:
-            raise ModelError(f"hook point {name}: stands for several parts; name one, such as {name_head(base, 0, 12)}")
-        return tap_head(tap, heads.index, heads.n_heads)
 
-    def _find_whole(self, name: str, base: str) -> Tap:
-        for tower in self._towers.values():
-            if base in tower.taps:
-                return tower.taps[base]
-        if not base.startswith(MODULE):
-            raise ModelError(f"hook point {name}: this model has no such place; {find_nearest(base, self.hook_points)}")
-        place, modules = parse_module(base), dict(self.model.named_modules())
-        if place.path not in modules:
-            raise ModelError(
-                f"hook point {name}: the model has no module {place.path!r}; {find_nearest(place.path, filter(None, modules))}"
-            )
-        if place.elements:
-            return tap_element(modules[place.path], place.side, place.elements)
-        return tap_input(modules[place.path]) if place.side == "in" else tap_output(modules[place.path])
-
-    def _match(self, pattern: str, towers: Mapping[Modality, Tower]) -> list[str]:
-        """The names that one pattern stands for."""
-        base, heads = split_heads(pattern)
-        return [name for found in self._match_whole(pattern, base, towers) for name in self._split(pattern, found, heads)]
-
-    def _match_whole(self, pattern: str, base: str, towers: Mapping[Modality, Tower]) -> list[str]:
-        known = [name for tower in towers.values() for name in tower.taps]
-        side = ""
-        if base.startswith(MODULE):
-            parse_module(base)
-            base, at, rest = base.partition("@")
-            side = at + rest
-            known = [MODULE + path for path, _ in self.model.named_modules() if path]
-        if not is_glob(base):
-            self._find_whole(pattern, base + side)
-            if base in self.hook_points and base not in known:
-                raise ModelError(f"hook point {pattern}: the source has nothing for this tower; it has {', '.join(towers)}")
-            return [base + side]
-        matches = match_glob(base, known)
-        if not matches:
-            raise ModelError(f"hook point {pattern}: nothing matches; {find_nearest(base, known)}")
-        return [name + side for name in matches]
-
-    def _split(self, pattern: str, base: str, heads: Heads | None) -> list[str]:
-        """The names of the parts of one hook point that a pattern asks for."""
-        if heads is None:
-            return [base]
-        n_heads = heads.n_heads or self._find(base).n_heads
-        if n_heads is None:
-            raise ModelError(f"hook point {pattern}: how many heads {base} has is not known; write /heads=12 with their number")
-        indices = range(n_heads) if heads.index is None else [heads.index]
-        return [name_head(base, index, n_heads) for index in indices]
+def _keeper(tap: Tap, inputs: Inputs, seen: list[Any]) -> Callable[[Any], None]:
+    return lambda payload: seen.append(tap.read(payload, inputs))
 
 
 def _read(name: str, tap: Tap, payload: Any, inputs: Inputs) -> Tensor:

@@ -104,7 +104,7 @@ def find_blocks(tower: nn.Module, settings: Any) -> list[nn.Module]:
     """
     counts = {getattr(settings, name, None) for name in _COUNTS}
     lists = {name: found for name, found in tower.named_modules() if isinstance(found, nn.ModuleList)}
-    fitting = sorted((name for name, found in lists.items() if len(found) in counts), key=lambda name: name.count("."))
+    fitting = sorted((name for name, found in lists.items() if len(found) in counts), key=_count_dots)
     return list(lists[fitting[0]]) if fitting else []
 
 
@@ -124,9 +124,13 @@ def find_final_norm(tower: nn.Module, blocks: Sequence[nn.Module]) -> nn.Module 
     """The norm after the last block: the outermost one by its name that stands beside or above the blocks."""
     inside = {id(module) for block in blocks for module in block.modules()}
     named = [(path, module) for path, module in tower.named_modules() if _NORM.fullmatch(path.split(".")[-1])]
-    outer = sorted((found for found in named if id(found[1]) not in inside), key=lambda found: found[0].count("."))
-    outer = [found for found in outer if "embed" not in found[0] and not isinstance(found[1], nn.Identity)]
-    return outer[0][1] if outer else None
+    outer = {path: module for path, module in named if id(module) not in inside and "embed" not in path}
+    norms = [path for path in sorted(outer, key=_count_dots) if not isinstance(outer[path], nn.Identity)]
+    return outer[norms[0]] if norms else None
+
+
+def _count_dots(path: str) -> int:
+    return path.count(".")
 
 
 def read_features(output: Any) -> torch.Tensor:

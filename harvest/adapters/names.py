@@ -33,8 +33,8 @@ class Heads(NamedTuple):
 
     n_heads: int | None
     """Parts; None for as many as the model has."""
-    index: int | None
-    """The one part meant; None for each of them."""
+    part: int | None
+    """The one part meant, counted from 0; None for each of them."""
 
 
 class Place(NamedTuple):

@@ -14,7 +14,7 @@ from thresher.config import config
 from thresher.data.records import Modality
 from thresher.errors import ConfigError, ModelError
 from thresher.harvest.adapters.base import Inputs, Precision
-from thresher.harvest.adapters.hooks import HookedModel, Tower
+from thresher.harvest.adapters.hooks import HookedModel
 from thresher.harvest.adapters.layouts import label_texts
 from thresher.harvest.adapters.open_clip_attention import split_attention
 from thresher.harvest.adapters.open_clip_towers import (
@@ -27,6 +27,7 @@ from thresher.harvest.adapters.open_clip_towers import (
     has_class_token,
     text_blocks,
 )
+from thresher.harvest.adapters.taps import Tower
 from thresher.harvest.adapters.tokens import Encoded
 from thresher.harvest.adapters.transforms import PatchTransform
 from thresher.harvest.adapters.weights import NO_HUB, fingerprint_weights, to_plain, torch_dtype

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from thresher.harvest.adapters import timm_towers
 from thresher.harvest.adapters.base import Inputs, Layout, TokenKind
 from thresher.harvest.adapters.sublayers import tap_blocks
 from thresher.harvest.adapters.taps import Tap, tap_input, tap_output, tap_position
@@ -101,12 +102,8 @@ def append_class_token(layout: Layout) -> Layout:
 
 def describe_patches(visual: Any) -> tuple[tuple[int, int], int, int]:
     """Grid of the patches (rows, columns), CLS tokens and registers of a vision tower; one cell where it has no sequence."""
-    trunk = getattr(visual, "trunk", None)
-    if trunk is not None:
-        n_prefix = int(getattr(trunk, "num_prefix_tokens", 0))
-        n_registers = int(getattr(trunk, "num_reg_tokens", 0))
-        rows, columns = getattr(getattr(trunk, "patch_embed", None), "grid_size", (1, 1))
-        return (int(rows), int(columns)), n_prefix - n_registers, n_registers
+    if hasattr(visual, "trunk"):
+        return timm_towers.describe_patches(visual.trunk)
     if not hasattr(visual, "grid_size"):
         return (1, 1), 0, 0
     return (int(visual.grid_size[0]), int(visual.grid_size[1])), 1, 0
@@ -115,9 +112,8 @@ def describe_patches(visual: Any) -> tuple[tuple[int, int], int, int]:
 def _tap_vision_end(visual: Any) -> dict[str, Tap]:
     """The places between the last block and the projection, by the pooling rule of `VisionTransformer._pool`."""
     if hasattr(visual, "trunk"):
-        norm: Any = getattr(visual.trunk, "norm", None)
-        is_norm = vision_blocks(visual) and norm is not None and not isinstance(norm, nn.Identity)
-        final = {"vision.final": tap_output(norm)} if is_norm else {}
+        norm = timm_towers.find_norm(visual.trunk) if vision_blocks(visual) else None
+        final = {} if norm is None else {"vision.final": tap_output(norm)}
         return final if hasattr(visual.head, "pool") else final | {"vision.pooled": tap_output(visual.trunk)}
     if not hasattr(visual, "ln_post") or visual.pool_type == "none":
         return {}

@@ -1,6 +1,6 @@
 """Images to the inputs of a vision tower of transformers, with the layout of its sequence."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -61,7 +61,7 @@ class PixelReader:
         summary = torch.full((n_items,), self._summary) if self._summary is not None else layout.summary
         return layout._replace(summary=summary)
 
-    def _find_shapes(self, tensors: dict[str, Tensor]) -> list[tuple[int, int]]:
+    def _find_shapes(self, tensors: Mapping[str, Tensor]) -> list[tuple[int, int]]:
         """Rows and columns of patches of each image; one cell where the tower names no patches."""
         if "spatial_shapes" in tensors:
             return [(int(rows), int(columns)) for rows, columns in tensors["spatial_shapes"].tolist()]

@@ -35,6 +35,15 @@ class Tap(NamedTuple):
         return self.module.register_forward_hook(lambda _, args, output: function(output))
 
 
+class Tower(NamedTuple):
+    """One forward pass of a model and its named places."""
+
+    forward: Callable[[Inputs], Tensor]
+    taps: Mapping[str, Tap]
+    blank: Callable[[], Inputs]
+    """The smallest real inputs, to run the tower once."""
+
+
 def tap_output(module: nn.Module, n_heads: int | None = None) -> Tap:
     """The tap at a module's output, or at the first element of it when it is a tuple."""
     return Tap(module, _read_output, _write_output, "out", n_heads)

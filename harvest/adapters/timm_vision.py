@@ -6,14 +6,15 @@ from typing import Any, Literal
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from thresher.config import config
 from thresher.errors import ConfigError, ModelError
 from thresher.harvest.adapters.base import Inputs, Precision
-from thresher.harvest.adapters.hooks import HookedModel, Tower
+from thresher.harvest.adapters.hooks import HookedModel
 from thresher.harvest.adapters.sublayers import tap_blocks
-from thresher.harvest.adapters.taps import Tap, tap_input, tap_output
+from thresher.harvest.adapters.taps import Tap, Tower, tap_input, tap_output
+from thresher.harvest.adapters.timm_towers import describe_patches, find_norm
 from thresher.harvest.adapters.transforms import PatchTransform
 from thresher.harvest.adapters.weights import NO_HUB, fingerprint_weights, to_plain, torch_dtype
 from thresher.hub import local_copy
@@ -80,23 +81,6 @@ class TimmVision(HookedModel):
         super().__init__(model, {"image": Tower(forward, _tap(model), lambda: self.prepare_images([blank]))}, device)
 
 
-def describe_patches(model: Any) -> tuple[tuple[int, int], int, int]:
-    """Grid of the patches (rows, columns), CLS tokens and registers of a timm model; one cell where it has no sequence."""
-    if not list(getattr(model, "blocks", ())) or not hasattr(model, "patch_embed"):
-        return (1, 1), 0, 0
-    n_prefix, n_registers = int(getattr(model, "num_prefix_tokens", 0)), int(getattr(model, "num_reg_tokens", 0))
-    # The distillation token of DeiT stands for nothing in the image either.
-    n_registers += int(getattr(model, "dist_token", None) is not None)
-    rows, columns = getattr(model.patch_embed, "grid_size", (1, 1))
-    return (int(rows), int(columns)), n_prefix - n_registers, n_registers
-
-
-def find_norm(model: Any) -> nn.Module | None:
-    """The norm over all positions after the last block; None where the model norms only what it has pooled."""
-    norm = getattr(model, "norm", None)
-    return None if norm is None or isinstance(norm, nn.Identity) else norm
-
-
 def _tap(model: Any) -> dict[str, Tap]:
     before, norm = getattr(model, "norm_pre", getattr(model, "pos_drop", None)), find_norm(model)
     start = {"vision.start": tap_input(before)} if before is not None else {}
@@ -108,7 +92,7 @@ def _load(settings: TimmModel) -> Any:
     """The model without its classifier. Raises ModelError when it cannot be had."""
     import timm
 
-    name, options = settings.name, {"pretrained": settings.weights is None}
+    name, is_pretrained = settings.name, settings.weights is None
     if name.startswith(HUB):
         copy = local_copy(name.removeprefix(HUB))
         name = name if copy == name.removeprefix(HUB) else f"{LOCAL}{copy}"
@@ -119,6 +103,6 @@ def _load(settings: TimmModel) -> Any:
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
-            return timm.create_model(name, num_classes=0, checkpoint_path=path or "", **options)
+            return timm.create_model(name, num_classes=0, pretrained=is_pretrained, checkpoint_path=path or "")
     except (RuntimeError, OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"timm cannot load {settings.name!r}: {error}; {NO_HUB}") from error

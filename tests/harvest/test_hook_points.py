@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer
 
 from thresher.errors import ConfigError, ModelError
-from thresher.harvest.adapters import Adapter, HFClipModel, OpenClipModel, open_adapter
+from thresher.harvest.adapters import Adapter, HFCausalLMModel, HFClipModel, OpenClipModel, open_adapter
 from thresher.harvest.adapters.base import Inputs, Layout, TokenKind
-from thresher.harvest.adapters.hooks import HookedModel, Tower
-from thresher.harvest.adapters.taps import tap_output
+from thresher.harvest.adapters.hooks import HookedModel
+from thresher.harvest.adapters.taps import Tower, tap_output
 from thresher.harvest.rows import select_tokens
+from thresher.testing.probes import count_hooks
 
 CPU = torch.device("cpu")
 
@@ -213,3 +214,137 @@ def test_a_module_that_stops_firing_is_named(toy: HookedModel) -> None:
     (point,) = toy.resolve(["module:rare"], ["text"])
     with torch.inference_mode(), pytest.raises(ModelError, match="module:rare: never fires"):
         toy.capture(toy_inputs(2), [point])
+
+
+# Inputs, elements, heads
+
+
+def capture_one(adapter: Adapter, name: str, text: str = "a red square") -> Tensor:
+    (point,) = adapter.resolve([name], adapter.modalities)
+    inputs = adapter.prepare_texts([text])
+    with torch.inference_mode():
+        return adapter.capture(inputs, [point])[name]
+
+
+def test_what_goes_into_a_module_and_what_comes_out(adapter: Adapter) -> None:
+    before = capture_one(adapter, "module:transformer.resblocks.0@out")
+    assert torch.equal(capture_one(adapter, "module:transformer.resblocks.1@in"), before)
+    assert torch.equal(capture_one(adapter, "module:transformer.resblocks.1@in[0]"), before)
+    assert torch.equal(capture_one(adapter, "text.1.in"), capture_one(adapter, "text.0"))
+
+
+def test_elements_are_named_by_place_argument_or_field(llama_folder: Path) -> None:
+    adapter = open_adapter(HFCausalLMModel(name=str(llama_folder)), CPU)
+    final = capture_one(adapter, "text.final")
+    assert torch.equal(capture_one(adapter, "module:model@out[last_hidden_state]"), final)
+    assert torch.equal(capture_one(adapter, "module:model@out[0]"), final)
+    normed = capture_one(adapter, "module:model.layers.1.input_layernorm")
+    assert torch.equal(capture_one(adapter, "module:model.layers.1.self_attn@in[hidden_states]"), normed)
+
+
+def test_an_element_that_is_not_there_lists_those_that_are(llama_folder: Path) -> None:
+    adapter = open_adapter(HFCausalLMModel(name=str(llama_folder)), CPU)
+    with pytest.raises(
+        ModelError, match=r"module:model@out\[states\]: there is no element \[states\].* with last_hidden_state"
+    ):
+        adapter.resolve(["module:model@out[states]"], ["text"])
+    with pytest.raises(ModelError, match=r"self_attn@in\[x\]: there is no element \[x\].*hidden_states"):
+        adapter.resolve(["module:model.layers.1.self_attn@in[x]"], ["text"])
+
+
+def test_heads_are_equal_parts_of_any_hook_point(adapter: Adapter) -> None:
+    assert names(adapter, "text.0.z/heads") == ["text.0.z/head=0/2", "text.0.z/head=1/2"]
+    assert names(adapter, "text.*.z/head=1/2") == ["text.0.z/head=1/2", "text.1.z/head=1/2"]
+    whole = capture_one(adapter, "module:transformer.resblocks.0.ln_1")
+    part = capture_one(adapter, "module:transformer.resblocks.0.ln_1/head=2/4")
+    assert torch.equal(part, whole[..., 16:24])
+
+
+def test_one_head_can_be_replaced_alone(adapter: Adapter) -> None:
+    before = capture_one(adapter, "text.0.z")
+    with adapter.splice("text.0.z/head=1/2", torch.zeros_like):
+        after = capture_one(adapter, "text.0.z")
+    assert torch.equal(after[..., :16], before[..., :16])
+    assert not after[..., 16:].any()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("text.0/heads", "how many heads text.0 has is not known; write /heads=12"),
+        ("text.0/heads=5", r"text\.0/head=0/5: a width of 32 does not fall into 5 equal parts"),
+        ("text.0/head=2/2", "there is no such part"),
+        ("text.0/head", "'head' is no split; write /heads=12"),
+        ("module:transformer@left", "'@left' is no side of a module; write @in or @out"),
+        ("module:transformer@out[0", "is no side of a module"),
+        ("text.z", r"nearest: .*text\.0\.z"),
+        ("text.*.query", "nothing matches"),
+    ],
+)
+def test_a_malformed_name_says_how_to_write_it(adapter: Adapter, name: str, message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        adapter.resolve([name], adapter.modalities)
+
+
+def test_globs_do_not_cross_dots_unless_they_shall(adapter: Adapter) -> None:
+    assert names(adapter, "text.*") == ["text.start", "text.0", "text.1", "text.final", "text.pooled", "text.embed"]
+    assert names(adapter, "text.*.attn") == ["text.0.attn", "text.1.attn"]
+    assert names(adapter, "text.0.**") == [f"text.0.{part}" for part in ("in", "z", "attn", "mlp_in", "neurons", "mlp")]
+    assert names(adapter, "*") == [name for name in adapter.hook_points if name.count(".") == 1]
+    assert names(adapter, "**") == list(adapter.hook_points)
+
+
+# Where a forward pass ends, and what is left of it
+
+
+def test_a_forward_pass_ends_where_the_last_capture_is(adapter: Adapter) -> None:
+    reached: list[str] = []
+    model: nn.Module = adapter.model  # type: ignore[attr-defined]
+    for path in ("transformer.resblocks.0", "transformer.resblocks.1", "ln_final"):
+        model.get_submodule(path).register_forward_hook(lambda *_, path=path: reached.append(path))
+    for name, expected in (("text.0.mlp", 0), ("text.0", 1), ("text.1.in", 1), ("text.1", 2), ("text.embed", 3)):
+        reached.clear()
+        capture_one(adapter, name)
+        # Resolving runs the whole tower once before.
+        assert len(reached) - 3 == expected, name
+
+
+def test_no_hook_is_left_when_an_element_is_missing(llama_folder: Path) -> None:
+    adapter = open_adapter(HFCausalLMModel(name=str(llama_folder)), CPU)
+    before = count_hooks(adapter.model)  # type: ignore[attr-defined]
+    with pytest.raises(ModelError):
+        adapter.resolve(["text.*", "module:model@out[states]"], ["text"])
+    assert count_hooks(adapter.model) == before  # type: ignore[attr-defined]
+
+
+class Growing(nn.Module):
+    """Gives as many columns as there are items, and the same places flattened."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide = nn.Identity()
+        self.flat = nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.flat(x.flatten(0, 1))
+        return self.wide(x.repeat(1, 1, len(x)))
+
+
+@pytest.fixture
+def growing() -> HookedModel:
+    model = Growing()
+    taps = {"text.0": tap_output(model.wide)}
+    return HookedModel(model, {"text": Tower(lambda i: model(i.tensors["x"]), taps, lambda: toy_inputs(1))}, CPU)
+
+
+def test_a_width_that_changes_between_batches_is_refused(growing: HookedModel) -> None:
+    (point,) = growing.resolve(["text.0"], ["text"])
+    with pytest.raises(ModelError, match=r"text\.0: its width is 8 in this batch, 4 in the first"):
+        growing.capture(toy_inputs(2), [point])
+
+
+def test_places_of_a_flattened_batch_are_told_apart(growing: HookedModel) -> None:
+    (point,) = growing.resolve(["module:flat"], ["text"])
+    inputs = toy_inputs(2)
+    assert point.level == "tokens"
+    assert torch.equal(growing.capture(inputs, [point])["module:flat"], inputs.tensors["x"])
