@@ -98,14 +98,17 @@ def find_fastest(measured: Measured, family: str) -> str:
 
 def audit(x: Tensor, dictionary: Tensor, k: int, methods: Iterable[Method]) -> None:
     """Print the worst gap along each method's own path, and how often its support is the float64 reference's."""
-    exact, _ = pursue(x.double(), dictionary.double(), k, method="residual", check=False)
-    print(f"\n| {len(x)} rows | worst gap / residual norm | same sequence | same set |\n|---|---|---|---|")
-    for method in methods:
-        codes, residual = pursue(x, dictionary, k, method=method, check=False)
-        found = audit_pursuit(x, dictionary, codes, residual)
-        sequence = (codes.indices == exact.indices).all(1).float().mean()
-        support = (codes.indices.sort(1).values == exact.indices.sort(1).values).all(1).float().mean()
-        print(f"| {method} | {found.gap:.1e} | {sequence:.4f} | {support:.4f} |")
+    print(f"\n| {len(x)} rows | rows in | worst gap / residual norm | same sequence | same set |\n|---|---|---|---|---|")
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        rows = x.to(dtype)
+        exact, _ = pursue(rows.double(), dictionary.double(), k, method="residual", check=False)
+        for method in methods:
+            codes, residual = pursue(rows, dictionary, k, method=method, check=False)
+            found = audit_pursuit(rows.float(), dictionary, codes, residual)
+            sequence = (codes.indices == exact.indices).all(1).float().mean()
+            support = (codes.indices.sort(1).values == exact.indices.sort(1).values).all(1).float().mean()
+            name = str(dtype).removeprefix("torch.")
+            print(f"| {method} | {name} | {found.gap:.1e} | {sequence:.4f} | {support:.4f} |")
 
 
 def run(shape: Shape, x: Tensor, dictionary: Tensor, arguments: argparse.Namespace) -> None:
