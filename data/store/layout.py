@@ -32,7 +32,15 @@ RECORDS_PER_SHARD = 8192
 """Upper bound on the records of a shard, so that a slow harvest of small rows also commits every few minutes."""
 SMALL_CHUNK_ROWS = 65536
 """Rows of a chunk of the small integer arrays."""
-ITEM_SIZE: Mapping[str, int] = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "int32": 4, "int16": 2, "int8": 1}
+ITEM_SIZE: Mapping[str, int] = {
+    "float32": 4,
+    "float16": 2,
+    "bfloat16": 2,
+    "int64": 8,
+    "int32": 4,
+    "int16": 2,
+    "int8": 1,
+}
 SPACE_NAME = re.compile(r"[a-z][a-z0-9_]*(\.[a-z0-9_]+)*")
 
 

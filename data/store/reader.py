@@ -4,7 +4,7 @@
 # pyarrow is not typed
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from thresher.data.records import Concept, Modality
 from thresher.data.store.header import Header, read_header
-from thresher.data.store.layout import MOMENTS, activations_path, has_token_ids, rows_path
+from thresher.data.store.layout import MODALITIES, MOMENTS, activations_path, has_token_ids, rows_path
 from thresher.data.store.manifest import Manifest, combine_moments, count_rows, read_manifest
 from thresher.data.store.moments import Moments, State, load_states, summarize
 from thresher.data.store.places import open_storage
@@ -86,6 +86,12 @@ class Store:
             )
         return self._read(f"{rows_path(info.space)}/token_id", info, 0, info.rows)
 
+    def read_described(self, hook_point: str, start: int, stop: int) -> dict[str, npt.NDArray[Any]]:
+        """What describes rows `start` to `stop` (exclusive) beside their item: position, token id, optional columns."""
+        info = self._info(hook_point)
+        names = ["position", *(["token_id"] if has_token_ids(info.space) else []), *self.columns_of(hook_point)]
+        return {name: self._read(f"{rows_path(info.space)}/{name}", info, start, stop) for name in names}
+
     def columns_of(self, hook_point: str) -> tuple[str, ...]:
         """The optional columns that describe the rows of a hook point: of `kind`, `patch_row`, `patch_column`."""
         return tuple(self._header.layout.columns.get(self._info(hook_point).space, ()))
@@ -143,6 +149,16 @@ class Store:
         table = self._table("pairs", None)
         return np.stack([table["image"].to_numpy(), table["text"].to_numpy()], axis=1)
 
+    def parts(self) -> Iterator[tuple[dict[Modality, int], dict[Modality, pa.Table], Int64[np.ndarray, "pair 2"]]]:
+        """Items and pairs part by part, as they were stored: (items of each modality before it, its items, its pairs)."""
+        before: dict[Modality, int] = dict.fromkeys(MODALITIES, 0)
+        for part in self._committed.tables:
+            files = list(part.files)
+            items: dict[Modality, pa.Table] = {name: self._read_tables(f"items/{name}", files, None) for name in MODALITIES}
+            table = self._read_tables("pairs", files, None)
+            yield before, items, np.stack([table["image"].to_numpy(), table["text"].to_numpy()], axis=1)
+            before = {modality: before[modality] + items[modality].num_rows for modality in MODALITIES}
+
     def moments(self, hook_point: str) -> Moments:
         """Mean, second moment, norms of a hook point, computed while it was written."""
         self._info(hook_point)
@@ -188,7 +204,9 @@ class Store:
         return int(beyond[0]) if len(beyond) else rows
 
     def _table(self, name: str, columns: Sequence[str] | None) -> pa.Table:
-        paths = [path for part in self._committed.tables for path in part.files]
+        return self._read_tables(name, [path for part in self._committed.tables for path in part.files], columns)
+
+    def _read_tables(self, name: str, paths: Sequence[str], columns: Sequence[str] | None) -> pa.Table:
         try:
             return read_table(self._storage, name, paths, columns)
         except (OSError, pa.ArrowException) as error:

@@ -12,6 +12,7 @@ STORAGE: Mapping[str, str] = {
     "float32": "<f4",
     "float16": "<f2",
     "bfloat16": "<u2",
+    "uint16": "<u2",
     "int64": "<i8",
     "int32": "<i4",
     "int16": "<i2",

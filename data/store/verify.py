@@ -16,6 +16,7 @@ from thresher.data.store.manifest import read_manifest
 from thresher.data.store.places import open_storage
 from thresher.data.store.reader import describe_unfinished
 from thresher.data.store.recovery import list_files, read_committed
+from thresher.data.store.retype import is_retyped
 from thresher.data.store.sharded import Shard
 from thresher.data.store.storage import Storage, StoredFile
 from thresher.data.store.zarr_json import array_document
@@ -62,7 +63,8 @@ def _verify(storage: Storage, level: Level) -> Iterator[str]:
         rows = commits[-1].rows_end if commits else 0
         for spec in arrays_of(space, header.hook_points, header.layout):
             path = f"{spec.path}/zarr.json"
-            if storage.size(path) is None or storage.read(path) != array_document(spec, rows):
+            is_told = storage.size(path) is not None and storage.read(path) == array_document(spec, rows)
+            if not is_told and not (storage.size(path) and is_retyped(storage, spec, rows)):
                 yield f"{storage.locate(path)}: does not tell the {rows} committed rows; the next harvest mends it"
 
 
@@ -99,6 +101,8 @@ def _check_files(storage: Storage, header: Header, files: Mapping[str, StoredFil
     marks = _read_marks(storage, header) if damage and level == "checksums" else {}
     arrays = _arrays(header)
     for path, finding in damage.items():
+        if _is_other_name(storage, header, path):
+            continue
         spec = arrays.get(path.rpartition("/c/")[0])
         yield finding + (_name_chunks(storage, path, spec, marks[path]) if spec and path in marks else "")
 
@@ -113,6 +117,22 @@ def _check_indices(storage: Storage, header: Header, files: Mapping[str, StoredF
                 Shard(storage, name, spec.shard_rows // spec.chunk_rows, spec.chunk_rows * spec.row_bytes)
             except StoreError as error:
                 yield str(error)
+
+
+def _is_other_name(storage: Storage, header: Header, path: str) -> bool:
+    """Whether a file is the document of an array that was only given another name of its type (see retype)."""
+    folder, _, name = path.rpartition("/")
+    spec = _arrays(header).get(folder)
+    if spec is None or name != "zarr.json" or storage.size(path) is None:
+        return False
+    commits = read_committed(storage, header.layout).spaces[find_space(header, spec)]
+    return is_retyped(storage, spec, commits[-1].rows_end if commits else 0)
+
+
+def find_space(header: Header, spec: ArraySpec) -> str:
+    """The row space of an array."""
+    spaces = [space for space in header.layout.shard_rows if spec in arrays_of(space, header.hook_points, header.layout)]
+    return spaces[0]
 
 
 def _arrays(header: Header) -> dict[str, ArraySpec]:

@@ -37,7 +37,7 @@ def array_document(spec: ArraySpec, rows: int) -> bytes:
             "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [spec.shard_rows, *width]}},
             "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
             "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
-            "fill_value": 0 if spec.hook_point is None else 0.0,
+            "fill_value": 0 if spec.hook_point is None or spec.data_type == "uint16" else 0.0,
             "dimension_names": ["row", "feature"][: 1 + len(width)],
             "attributes": {} if spec.hook_point is None else {"hook_point": spec.hook_point},
         }

@@ -1,0 +1,162 @@
+"""The commands `thresher store ...`."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from thresher.cli_common import guard, print_pairs, print_table
+
+DAMAGED = 1
+"""Exit code of `store verify` when it finds damage, and of `store repair` when a harvest has to make something again."""
+
+app = typer.Typer(no_args_is_help=True, help="Look at activation stores; check, mend, join and convert them.")
+
+StoreFolder = Annotated[Path, typer.Argument(metavar="STORE", help="Folder of an activation store.")]
+HookPoints = Annotated[list[str] | None, typer.Option("--hook-point", help="Only this hook point; can be given several times.")]
+
+
+class Form(StrEnum):
+    """What a store can be exported to."""
+
+    HDF5 = "hdf5"
+    SAFETENSORS = "safetensors"
+    NPY = "npy"
+    PARQUET = "parquet"
+
+
+class Modality(StrEnum):
+    """What the items of imported activations are."""
+
+    IMAGE = "image"
+    TEXT = "text"
+
+
+class StoredType(StrEnum):
+    """What bfloat16 arrays are called."""
+
+    BFLOAT16 = "bfloat16"
+    UINT16 = "uint16"
+
+
+@app.command("info")
+@guard
+def store_info(path: StoreFolder) -> None:
+    """What a store holds: model, source, hook points, rows, sizes."""
+    from thresher.data.store import describe_store
+
+    print_pairs(describe_store(path))
+
+
+@app.command("verify")
+@guard
+def store_verify(
+    path: StoreFolder,
+    sizes: Annotated[bool, typer.Option("--sizes", help="Compare file sizes and indices only; do not read the data.")] = False,
+) -> None:
+    """Check a store against its checksums; exit code 1 when something is damaged."""
+    from thresher.data.store import verify_store
+
+    findings = verify_store(path, level="sizes" if sizes else "checksums")
+    for finding in findings:
+        typer.echo(finding)
+    if findings:
+        raise typer.Exit(DAMAGED)
+    typer.echo(f"{path}: sound")
+
+
+@app.command("ls")
+@guard
+def store_ls(folder: Annotated[Path, typer.Argument(help="Folder to look through.")] = Path()) -> None:
+    """The stores below a folder."""
+    from thresher.data.store import list_stores
+
+    rows = list_stores(folder)
+    if not rows:
+        typer.echo(f"{folder}: no activation store here; `thresher harvest` makes one")
+        return
+    print_table(rows)
+
+
+@app.command("repair")
+@guard
+def store_repair(path: StoreFolder) -> None:
+    """Drop what is damaged or not committed, rebuild what follows from the rest, and say what a harvest will redo."""
+    from thresher.data.store import repair_store
+
+    repair = repair_store(path)
+    for line in [*repair.findings, *repair.actions]:
+        typer.echo(line)
+    if not repair.is_complete:
+        raise typer.Exit(DAMAGED)
+    typer.echo(f"{path}: sound")
+
+
+@app.command("head")
+@guard
+def store_head(
+    path: StoreFolder,
+    hook_points: HookPoints = None,
+    n: Annotated[int, typer.Option("-n", min=1, help="Rows of each hook point.")] = 5,
+    start: Annotated[int, typer.Option(min=0, help="First row.")] = 0,
+) -> None:
+    """A few rows of each hook point with the items they belong to."""
+    from thresher.data.store import open_store, read_head
+
+    store = open_store(path, incomplete="prefix")
+    for name in hook_points or store.hook_points:
+        typer.echo(f"{name}: {store.rows(name)} rows")
+        print_table(read_head(store, name, start, n))
+
+
+@app.command("merge")
+@guard
+def store_merge(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the new store.")],
+    parts: Annotated[list[Path], typer.Argument(metavar="STORE...", help="Complete stores of the same hook points.")],
+    prefix: Annotated[
+        bool, typer.Option("--prefix-keys", help="Put the number of its part before the key of each item.")
+    ] = False,
+) -> None:
+    """Write several stores of the same hook points into one. Run again to resume."""
+    from thresher.data.store import merge_stores
+
+    typer.echo(merge_stores(parts, out, keys="prefix" if prefix else "keep"))
+
+
+@app.command("export")
+@guard
+def store_export(
+    path: StoreFolder,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="New file (hdf5) or folder (all others).")],
+    form: Annotated[Form, typer.Option("--to", help="What to write.")],
+    hook_points: HookPoints = None,
+) -> None:
+    """Write a store as HDF5, safetensors, npy or Parquet (which Hugging Face `datasets` loads)."""
+    from thresher.data.store import export_store
+
+    typer.echo(export_store(path, out, form.value, hook_points=hook_points))
+
+
+@app.command("import")
+@guard
+def store_import(
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="An .npy, an HDF5 file, or cached activations of SAELens.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the new store.")],
+    modality: Annotated[Modality, typer.Option(help="What the items are.")],
+    hook_point: Annotated[str | None, typer.Option(help="Name of an array that has none (npy); else the file's name.")] = None,
+) -> None:
+    """Make a store of activations that another tool has kept. Run again to resume."""
+    from thresher.data.store import import_store
+
+    typer.echo(import_store(source, out, modality=modality.value, hook_point=hook_point))
+
+
+@app.command("retype")
+@guard
+def store_retype(path: StoreFolder, to: Annotated[StoredType, typer.Option(help="The name of the type.")]) -> None:
+    """Call bfloat16 arrays uint16 for readers that do not know bfloat16, or bfloat16 again. Touches metadata only."""
+    from thresher.data.store import retype_store
+
+    typer.echo(f"{to.value}: {', '.join(retype_store(path, to.value)) or 'nothing to change'}")
