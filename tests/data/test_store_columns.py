@@ -46,10 +46,11 @@ def write(path: Path, start: int = 0, stop: int = N_BATCHES) -> None:
             writer.finish()
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    write(tmp_path / "store")
-    return tmp_path / "store"
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("columns") / "store"
+    write(path)
+    return path
 
 
 def expected(space: str) -> Mapping[str, np.ndarray]:
