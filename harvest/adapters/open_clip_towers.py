@@ -18,11 +18,12 @@ class TextEncoder(nn.Module):
 
     def __init__(self, model: Any) -> None:
         super().__init__()
-        self._encode: Callable[[Tensor], Any] = model.encode_text
+        self._encode: Callable[..., Any] = model.encode_text
 
     def forward(self, ids: Int[Tensor, "item position"]) -> Float[Tensor, "item d"]:
         """Joint embeddings, not normalised."""
-        features = self._encode(ids)
+        # CoCa's own default is to normalise texts.
+        features = self._encode(ids, normalize=False)
         return features[0] if isinstance(features, tuple) else features
 
 

@@ -47,7 +47,8 @@ def make_open_clip(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pa
         (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": settings, "preprocess_cfg": {}}))
         torch.manual_seed(0)
         is_custom = settings.pop("custom_text", False)
-        model = (open_clip.CustomTextCLIP if is_custom else open_clip.CLIP)(**settings)
+        kind = open_clip.CustomTextCLIP if is_custom else open_clip.CLIP
+        model = (open_clip.CoCa if "multimodal_cfg" in settings else kind)(**settings)
         save_file(model.state_dict(), folder / "open_clip_model.safetensors")
         return folder
 
@@ -135,10 +136,6 @@ def make_timm(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         return folder
 
     return make
-
-
-TINY_VIT = {"depth": 2, "embed_dim": 32, "num_heads": 2}
-"""Changes that make a transformer of timm tiny."""
 
 
 @pytest.fixture(scope="session")

@@ -8,12 +8,14 @@ from typing import Any, ClassVar
 import pytest
 import torch
 import transformers
+from PIL import Image
 from torch import Tensor
 
 from thresher.harvest.adapters import Adapter, HFCausalLMModel, HFClipModel, OpenClipModel, open_adapter
-from thresher.harvest.adapters.base import Inputs
+from thresher.harvest.adapters.base import Inputs, TokenKind
 from thresher.testing.adapter import AdapterSuite
 
+TINY_VIT = {"depth": 2, "embed_dim": 32, "num_heads": 2, "img_size": 32, "patch_size": 8}
 TOWER = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
 
 CPU = torch.device("cpu")
@@ -135,20 +137,50 @@ class TestOpenClipWithAnAppendedTextToken(OpenClipSuite):
         cls.folder = make_open_clip(vision, {"embed_cls": True}, custom_text=True)
 
 
-class TestOpenClipWithATimmTower(AdapterSuite):
-    module_path = "visual.trunk.blocks.1.mlp"
-    places = (
-        block_places("vision", "visual.trunk.blocks.{i}", "attn.proj", "mlp", "mlp.fc2")
-        | {"vision.start": "visual.trunk.norm_pre@in", "vision.final": "visual.trunk.norm@out"}
-        | block_places("text", "text.transformer.resblocks.{i}", *OPEN_CLIP)
-        | {"text.start": "text.transformer.resblocks.0@in", "text.final": "text.ln_final@out"}
-    )
+class TestCoCa(OpenClipSuite):
+    """CoCa itself, with its decoder of captions; its text embedding is normalised only on the way to the loss."""
+
+    text = "text."
+
+    @property
+    def places(self) -> Mapping[str, str]:  # type: ignore[override]
+        return {name: place for name, place in super().places.items() if not name.endswith(".final")}
 
     @pytest.fixture(autouse=True, scope="class")
     @classmethod
     def use_folder(cls, make_open_clip: Callable[..., Path]) -> None:
-        vision = {"timm_model_name": "test_vit", "timm_pool": "token", "timm_proj": "linear", "image_size": 160}
-        cls.folder = make_open_clip(vision, {}, custom_text=True)
+        vision = {"attentional_pool": True, "attn_pooler_queries": 4, "attn_pooler_heads": 2, "output_tokens": True}
+        text = {"embed_cls": True, "output_tokens": True, "pad_id": 0}
+        multimodal = {"context_length": 16, "vocab_size": 300, "width": 24, "heads": 2, "layers": 1, "mlp_ratio": 1}
+        cls.folder = make_open_clip(vision, text, multimodal_cfg=multimodal, custom_text=True)
+
+    def find_own_outputs(self, model: Any, inputs: Inputs) -> Mapping[str, Tensor]:
+        if inputs.modality == "image":
+            pixels = inputs.tensors["pixels"]
+            own = watch(model.visual.transformer.resblocks, "vision", lambda: model.visual(pixels)[0])
+            return own | {"vision.pooled": own_vision_pooled(model.visual, pixels)[0]}
+        ids = inputs.tensors["ids"]
+        own = watch(model.text.transformer.resblocks, "text", lambda: model.text(ids)[0])
+        projection, model.text.text_projection = model.text.text_projection, None
+        pooled = model.text(ids)[0]
+        model.text.text_projection = projection
+        return own | {"text.pooled": pooled}
+
+
+TIMM_PLACES = (
+    block_places("vision", "visual.trunk.blocks.{i}", "attn.proj", "mlp", "mlp.fc2")
+    | {"vision.start": "visual.trunk.norm_pre@in"}
+    | block_places("text", "text.transformer.resblocks.{i}", *OPEN_CLIP)
+    | {"text.start": "text.transformer.resblocks.0@in", "text.final": "text.ln_final@out"}
+)
+
+
+class TimmTowerSuite(AdapterSuite):
+    """A vision tower of timm in open_clip."""
+
+    module_path = "visual.trunk.blocks.1.mlp"
+    places = TIMM_PLACES
+    folder: Path
 
     def open_adapter(self) -> Adapter:
         return open_adapter(OpenClipModel(name=f"local-dir:{self.folder}"), CPU)
@@ -160,6 +192,47 @@ class TestOpenClipWithATimmTower(AdapterSuite):
         return watch(model.visual.trunk.blocks, "vision", lambda: model.encode_image(pixels)) | {
             "vision.pooled": model.visual.trunk(pixels)
         }
+
+
+class TestOpenClipWithATimmTower(TimmTowerSuite):
+    places = TIMM_PLACES | {"vision.final": "visual.trunk.norm@out"}
+
+    @pytest.fixture(autouse=True, scope="class")
+    @classmethod
+    def use_folder(cls, make_open_clip: Callable[..., Path], make_timm: Callable[..., Path]) -> None:
+        trunk = make_timm("vit_tiny_patch16_224", **TINY_VIT)
+        vision = {"timm_model_name": f"local-dir:{trunk}", "timm_pool": "token", "timm_proj": "linear", "image_size": 32}
+        cls.folder = make_open_clip(vision, {}, custom_text=True)
+
+
+class TestEvaClip(TimmTowerSuite):
+    """EVA: rotary positions, gated MLP, the mean of the patches."""
+
+    @pytest.fixture(autouse=True, scope="class")
+    @classmethod
+    def use_folder(cls, make_open_clip: Callable[..., Path], make_timm: Callable[..., Path]) -> None:
+        trunk = make_timm("eva02_tiny_patch14_224", **TINY_VIT)
+        vision = {"timm_model_name": f"local-dir:{trunk}", "timm_pool": "avg", "timm_proj": "linear", "image_size": 32}
+        cls.folder = make_open_clip(vision, {}, custom_text=True)
+
+
+class TestOpenClipSiglip(TimmTowerSuite):
+    """SigLIP in open_clip: an attention head pools the patches, texts are pooled at their last position."""
+
+    places = TIMM_PLACES | {"vision.final": "visual.trunk.norm@out"}
+
+    @pytest.fixture(autouse=True, scope="class")
+    @classmethod
+    def use_folder(cls, make_open_clip: Callable[..., Path], make_timm: Callable[..., Path]) -> None:
+        trunk = make_timm("vit_base_patch16_siglip_224", **TINY_VIT)
+        vision = {"timm_model_name": f"local-dir:{trunk}", "timm_pool": "map", "timm_proj": "none", "image_size": 32}
+        text = {"pool_type": "last", "no_causal_mask": True, "proj_bias": True}
+        cls.folder = make_open_clip(vision, text, custom_text=True, embed_dim=32)
+
+    def test_no_token_stands_for_an_image(self, adapter: Adapter) -> None:
+        layout = adapter.prepare_images([Image.new("RGB", (32, 32))]).layout
+        assert layout.summary is None
+        assert layout.kind[0].tolist() == [TokenKind.PATCH] * 16
 
 
 CLIP_BLOCK = ("self_attn.out_proj", "mlp", "mlp.fc2")

@@ -245,7 +245,7 @@ def test_elements_are_named_by_place_argument_or_field(llama_folder: Path) -> No
 def test_an_element_that_is_not_there_lists_those_that_are(llama_folder: Path) -> None:
     adapter = open_adapter(HFCausalLMModel(name=str(llama_folder)), CPU)
     with pytest.raises(
-        ModelError, match=r"module:model@out\[states\]: there is no element \[states\].* with last_hidden_state"
+        ModelError, match=r"model@out\[states\]: there is no element \[states\].* with last_hidden_state"
     ):
         adapter.resolve(["module:model@out[states]"], ["text"])
     with pytest.raises(ModelError, match=r"self_attn@in\[x\]: there is no element \[x\].*hidden_states"):
