@@ -26,7 +26,7 @@ if IS_INTERPRETED or torch.cuda.is_available():
 GAP_AT_MOST = 1e-6
 """Shortfall of a pick against the best atom in float64, relative to the norm of the residual (of the row, once it is small)."""
 METHODS = ("bf16", "tf32", "gram fp16", "gram fp32", "gram fp16 in memory", "gram fp16 anew")
-SHAPES = ((1, 1, 1, 1), (1, 130, 3, 9), (7, 48, 300, 2), (33, 5, 130, 1), (2, 130, 130, 3), (33, 1, 3, 2))
+SHAPES = ((1, 1, 1, 1), (1, 130, 3, 9), (7, 48, 300, 2), (9, 5, 130, 1), (2, 130, 130, 3), (33, 1, 3, 2))
 """row, d_in, d_sae, k."""
 
 
@@ -280,7 +280,7 @@ def test_operators_declare_what_they_return() -> None:
 def test_a_compiled_training_step_is_the_same_step(method: Method) -> None:
     if hasattr(pursue, "__wrapped__"):
         pytest.skip("jaxtyping's hook is on, which torch.compile cannot trace")
-    x, dictionary = (part.requires_grad_() for part in draw(4, 8, 20))
+    x, dictionary = (part.requires_grad_() for part in draw(2, 8, 20))
 
     def compute_loss(x: Tensor, dictionary: Tensor) -> Tensor:
         codes, residual = pursue(x, dictionary, 3, method=method, check=False)
@@ -294,11 +294,11 @@ def test_a_compiled_training_step_is_the_same_step(method: Method) -> None:
 
 @pytest.mark.parametrize("method", ["triton_certified", "triton_gram"])
 def test_a_pursuit_and_its_gradients_are_those_of_the_reference(method: Method) -> None:
-    x, dictionary = (part.requires_grad_() for part in draw(5, 12, 30))
+    x, dictionary = (part.requires_grad_() for part in draw(3, 12, 30))
     weight = torch.linspace(-1, 1, 12, device=DEVICE)
     found: list[tuple[Tensor, ...]] = []
     for name, cast in ((method, torch.float32), ("reference", torch.float64)):
-        codes, residual = pursue(x.to(cast), dictionary.to(cast), 6, residual_tol=0.3, method=name)
+        codes, residual = pursue(x.to(cast), dictionary.to(cast), 3, residual_tol=0.1, method=name)
         scalar = (
             (residual**3 * weight.to(cast)).sum()
             + codes.values.square().sum()
