@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from thresher.data.store.layout import RUN
 from thresher.data.store.reader import Store, open_store
 from thresher.errors import StoreError
@@ -86,6 +88,8 @@ def _describe_hook_point(store: Store, name: str) -> dict[str, Any]:
     return {
         **{key: value for key, value in info._asdict().items() if key != "name"},
         "mean_norm": moments.mean_norm,
+        "norm_of_mean": float(np.linalg.norm(moments.mean)),
+        "mean_square": float(moments.second_moment.mean()),
         "max_abs": moments.max_abs,
         "norm_quantiles": {str(quantile): norm for quantile, norm in moments.norm_quantiles.items()},
     }

@@ -41,14 +41,18 @@ def import_store(source: Path, out: Path, *, modality: Modality, hook_point: str
 
     `source` is an `.npy`, an HDF5 file (every floating-point dataset of two or three dimensions is a hook point) or a folder
     that `datasets` saved (SAELens: one column a hook point, `token_ids`). Arrays are [item, width] or [item, position, width].
-    Items have no texts or images: their keys are their numbers. `hook_point` names an array that has no name (npy).
+    Items have no texts or images: their keys are their numbers. `hook_point` names an array that has no name (npy), or chooses
+    one of several.
     float64 becomes float32. Raises StoreError: not of these kinds, arrays that do not fit together, whatever a writer raises.
     """
     foreign = _open(source, hook_point)
+    if hook_point in foreign.arrays:
+        foreign = foreign._replace(arrays={hook_point: foreign.arrays[hook_point]})
     shapes = {name: tuple(int(n) for n in array.shape) for name, array in foreign.arrays.items()}
     if not shapes or len({shape[:-1] for shape in shapes.values()}) > 1:
         raise StoreError(
-            f"{source}: arrays {shapes}: expected at least one [item, width] or [item, position, width], all alike"
+            f"{source}: arrays {shapes}: expected one [item, width] or [item, position, width], or more that are all alike; "
+            "choose one by hook_point (--hook-point)"
         )
     n_items, *positions, _ = next(iter(shapes.values()))
     space = _choose_space(modality, positions, foreign)

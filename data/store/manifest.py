@@ -76,14 +76,14 @@ def count_rows(header: Header, committed: Committed) -> dict[str, int]:
 
 
 def combine_moments(storage: Storage, header: Header, committed: Committed) -> dict[str, moments.State]:
-    """Hook point -> moments of all committed rows, from those of the blocks in their order."""
-    total = {spec.name: moments.empty_state(spec.width) for spec in header.hook_points}
+    """Hook point -> moments of all committed rows, the same bits in whatever order the blocks were written."""
+    total: dict[str, moments.State] = {}
     for space, commits in committed.spaces.items():
-        names = [spec.name for spec in header.hook_points if spec.space == space]
-        for block in _block_moments(storage, commits, names):
-            for name, state in block.items():
-                total[name] = moments.add_state(total[name], state)
-    return total
+        for spec in header.hook_points:
+            if spec.space == space:
+                states = (block[spec.name] for block in _block_moments(storage, commits, [spec.name]))
+                total[spec.name] = moments.add_states(states, spec.width)
+    return {spec.name: total[spec.name] for spec in header.hook_points}
 
 
 def _block_moments(storage: Storage, commits: Sequence[Commit], names: Sequence[str]) -> Iterator[dict[str, moments.State]]:

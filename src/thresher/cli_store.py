@@ -145,7 +145,7 @@ def store_import(
     source: Annotated[Path, typer.Argument(metavar="SOURCE", help="An .npy, an HDF5 file, or cached activations of SAELens.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the new store.")],
     modality: Annotated[Modality, typer.Option(help="What the items are.")],
-    hook_point: Annotated[str | None, typer.Option(help="Name of an array that has none (npy); else the file's name.")] = None,
+    hook_point: Annotated[str | None, typer.Option(help="Name for an array that has none (npy), or the one to take.")] = None,
 ) -> None:
     """Make a store of activations that another tool has kept. Run again to resume."""
     from thresher.data.store import import_store

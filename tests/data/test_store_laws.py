@@ -1,5 +1,6 @@
 """Laws of writing and reading, for whatever a harvest can produce."""
 
+import math
 import os
 import tempfile
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, example, given, settings
 
-from thresher.data.store import Batch, HookPointSpec, Item, Rows, StoreWriter, open_store, verify_store
+from thresher.data.store import Batch, HookPointSpec, Item, Rows, StoreWriter, moments, open_store, verify_store
 from thresher.data.store.layout import chunk_rows, plan_layout
 from thresher.data.store.schema import TORCH_DTYPE
 from thresher.errors import StoreError
@@ -229,3 +230,21 @@ def test_rows_outside_the_store_are_refused(tmp_path):
         store.rows("vision.9")
     with pytest.raises(StoreError, match="have no token ids"):
         store.token_id_of("vision.3")
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 2**32), n=st.integers(1, 12))
+def test_moments_of_blocks_add_up_to_the_same_bits_in_every_order(seed, n):
+    chance = np.random.default_rng(seed)
+    states = []
+    for _ in range(n):
+        state = moments.empty_state(5)
+        scale = 10.0 ** chance.integers(-6, 6)
+        moments.add_rows(state, (scale * chance.standard_normal((chance.integers(1, 40), 5))).astype(np.float32))
+        states.append(state)
+    orders = [states, states[::-1], [states[i] for i in chance.permutation(n)]]
+    dumped = {moments.dump_states({"hook": moments.add_states(order, 5)}) for order in orders}
+    assert len(dumped) == 1
+    total = moments.load_states(dumped.pop(), ["hook"])["hook"]
+    exact = [math.fsum(float(state["sum"][column]) for state in states) for column in range(5)]
+    assert total["sum"].tolist() == exact

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from thresher.data.store import StoreWriter, describe_store, list_stores, open_store, verify_store
+from thresher.data.store import StoreWriter, describe_store, list_stores, open_store, repair_store, verify_store
 from thresher.errors import StoreError
 from thresher.testing.store import CONCEPTS, HOOK_POINTS, IDENTITY, expected_rows, make_batch, tree, write_store
 
@@ -116,6 +116,57 @@ def test_no_space_left_loses_nothing_committed_and_tells_how_to_resume(finished,
     with open_writer(disk / "store") as writer:
         write_store(writer, N_BATCHES, start=writer.next_batch)
     assert tree(disk / "store") == tree(finished)
+
+
+def test_a_read_only_folder_is_named_and_what_is_stored_stays(finished, disk):
+    made = subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(disk)], capture_output=True, check=False)
+    if made.returncode:
+        pytest.skip("mounting a tmpfs needs root")
+    with open_writer(disk / "store") as writer:
+        for index in range(4):
+            writer.write(make_batch(index))
+    before = tree(disk / "store")
+    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    with pytest.raises(StoreError, match=r"cannot write the store \(Read-only file system\).*rerun the same harvest command"):
+        open_writer(disk / "store")
+    assert open_store(disk / "store", incomplete="prefix").rows("vision.3") > 0
+    assert tree(disk / "store") == before
+    subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
+    with open_writer(disk / "store") as writer:
+        write_store(writer, N_BATCHES, start=writer.next_batch)
+    assert tree(disk / "store") == tree(finished)
+
+
+def test_another_process_is_kept_out_while_a_harvest_writes(tmp_path):
+    lock = str(tmp_path / "store" / ".lock")
+    with open_writer(tmp_path / "store"):
+        assert subprocess.run(["flock", "--nonblock", lock, "true"], check=False).returncode == 1
+        with pytest.raises(StoreError, match="no activation store"):
+            repair_store(tmp_path / "store")
+    assert subprocess.run(["flock", "--nonblock", lock, "true"], check=False).returncode == 0
+
+
+def test_a_store_that_is_being_written_is_not_repaired(tmp_path):
+    with open_writer(tmp_path / "store") as writer:
+        writer.write(make_batch(0))
+        with pytest.raises(StoreError, match="another harvest is writing this store"):
+            repair_store(tmp_path / "store")
+
+
+def test_a_clock_that_jumps_changes_nothing(finished, tmp_path, monkeypatch):
+    chance, path = np.random.default_rng(0), tmp_path / "store"
+    monkeypatch.setattr("time.time", lambda: float(chance.integers(-(10**9), 10**10)))
+    monkeypatch.setattr("time.time_ns", lambda: int(chance.integers(-(10**18), 10**18)))
+    for stop in (2, 4, N_BATCHES):
+        with open_writer(path) as writer:
+            for index in range(writer.next_batch, stop):
+                writer.write(make_batch(index))
+            if stop == N_BATCHES:
+                writer.finish()
+        for file in [*path.rglob("*")]:
+            os.utime(file, (when := int(chance.integers(0, 2**32)), when))
+    assert tree(path) == tree(finished)
+    assert verify_store(path, level="checksums") == []
 
 
 def test_a_flipped_byte_in_any_file_is_found_and_named(store):

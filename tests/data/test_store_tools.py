@@ -173,8 +173,10 @@ def test_what_holds_no_activations_is_refused(content, message, tmp_path):
 def test_arrays_of_different_items_are_refused(tmp_path):
     with h5py.File(tmp_path / "x.h5", "w") as file:
         file["x"], file["y"] = np.zeros((3, 4)), np.zeros((5, 4))
-    with pytest.raises(StoreError, match="all alike"):
+    with pytest.raises(StoreError, match="all alike; choose one by hook_point"):
         import_store(tmp_path / "x.h5", tmp_path / "store", modality="image")
+    out = import_store(tmp_path / "x.h5", tmp_path / "store", modality="image", hook_point="y")
+    check_import(out, "y", np.zeros((5, 4), "f4"), "image.items")
 
 
 @pytest.mark.parametrize("name", NAMES)
