@@ -19,6 +19,8 @@ OURS_TOPK = "ours topk, fp32"
 OURS_TOPK_LOW = "ours topk, bf16 selection"
 NAIVE_GFLOPS = 60
 """What a dense step of a peer is taken to reach when its batch is chosen."""
+GRAM_BYTES = {"gram": 4, "numba_gram": 4, "numba_certified": 2}
+"""Per pair of atoms."""
 
 Work = Callable[[], object]
 
@@ -49,6 +51,21 @@ def list_methods(wanted: Iterable[Method]) -> tuple[list[Method], list[str]]:
             missing.append(str(error))
         else:
             found.append(method)
+    return found, missing
+
+
+def fit_grams(methods: Iterable[Method], shape: Shape, gigabytes: float) -> tuple[list[Method], list[str]]:
+    """Those whose Gram matrices fit into memory together, smallest first, and a line on each of the others."""
+    found: list[Method] = []
+    missing: list[str] = []
+    left = 1e9 * gigabytes
+    for method in sorted(methods, key=lambda method: GRAM_BYTES.get(method, 0)):
+        needed = GRAM_BYTES.get(method, 0) * shape.d_sae**2
+        if needed > left:
+            missing.append(f"method={method!r} keeps {needed / 1e9:.1f} GB, {left / 1e9:.1f} are left for such (--gigabytes)")
+            continue
+        left -= needed
+        found.append(method)
     return found, missing
 
 

@@ -5,7 +5,8 @@
 
 Every contender has the same rows and the same start dictionary, and all are timed in alternation in one process. CPU time
 is process time, the median over rounds; the first round warms up and is dropped where there are others. The limit is what
-the contender's own operations take at this machine's measured rates (see costs.py). Needs the extra `interop` for peers.
+the contender's own operations take at this machine's measured rates (see costs.py). All contenders are in memory at once:
+what is too large together is left out or gets a smaller batch, and that is printed. Needs the extra `interop` for peers.
 """
 
 import argparse
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from contenders import METHODS, OURS_TOPK, Contender, list_methods, list_our_encoders, list_our_steps, list_peers
+from contenders import METHODS, OURS_TOPK, Contender, fit_grams, list_methods, list_our_encoders, list_our_steps, list_peers
 from rows import Shape, load_rows, plant_rows, train_dictionary
 from timing import Limits, Taken, alternate, describe_machine, make_limit_works, measure_peak
 from torch import Tensor
@@ -114,10 +115,11 @@ def audit(x: Tensor, dictionary: Tensor, k: int, methods: Iterable[Method]) -> N
 def run(shape: Shape, x: Tensor, dictionary: Tensor, arguments: argparse.Namespace) -> None:
     """All tables of one size."""
     methods, missing = list_methods(arguments.methods)
-    for reason in missing:
+    methods, too_large = fit_grams(methods, shape, arguments.gigabytes / 2)
+    for reason in [*missing, *too_large]:
         print(f"left out: {reason}")
     print(f'method="auto" takes {resolve_method("auto", None, x, dictionary, shape.k)} for a new dictionary here')
-    options = {"gigabytes": arguments.gigabytes, "seconds": arguments.seconds}
+    options = {"gigabytes": arguments.gigabytes / 4, "seconds": arguments.seconds}
     found = list(list_peers(shape, dictionary, x, **options)) if arguments.peers else []
     options = {"repeats": arguments.repeats, "seconds": arguments.seconds}
     steps = [*(step for step, _ in found), *list_our_steps(shape, dictionary, x, methods)]
@@ -136,7 +138,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=9, help="rounds that count")
     parser.add_argument("--seconds", type=float, default=60, help="CPU seconds after which a contender leaves the rounds")
-    parser.add_argument("--gigabytes", type=float, default=8, help="memory that a step of a peer may take")
+    parser.add_argument("--gigabytes", type=float, default=12, help="memory: half for our Gram matrices, a quarter for a peer")
     parser.add_argument("--audited", type=int, default=256, help="rows compared with the float64 reference")
     parser.add_argument("--peers", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--rows", type=Path, help=".npy of activations; the dictionary is then trained on them")
