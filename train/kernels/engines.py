@@ -2,7 +2,7 @@
 
 import importlib.util
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -84,6 +84,30 @@ def _make_afresh(make: Callable[[Tensor], Prepared]) -> Callable[[Tensor, Prepar
         return make(dictionary)
 
     return prepare
+
+
+@runtime_checkable
+class Products(Protocol):
+    """Sums and inner products of atoms that sparse codes name; see `thresher.train.kernels.sparse`."""
+
+    def sum_atoms(self, values: Tensor, indices: Tensor, atoms: Tensor) -> Tensor:
+        """[row, d_in]: sum over k of values times atoms."""
+        ...
+
+    def dot_atoms(self, x: Tensor, atoms: Tensor, indices: Tensor) -> Tensor:
+        """[row, k]: inner products of each row with its atoms."""
+        ...
+
+    def scatter_rows(self, values: Tensor, indices: Tensor, x: Tensor, n_atoms: int) -> Tensor:
+        """[n_atoms, d_in]: for each atom, the weighted sum of the rows that name it."""
+        ...
+
+
+def find_products() -> Products:
+    """Those that are compiled for CUDA: contiguous float32 tensors on a GPU. Needs triton."""
+    from thresher.train.kernels import cuda
+
+    return cuda
 
 
 def check_support(method: Method, tensor: Tensor) -> None:

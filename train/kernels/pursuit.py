@@ -32,9 +32,10 @@ def pursue(
     """Explain each row by `k` greedy picks; return the codes and the residual.
 
     Atoms must have unit norm, so that an inner product is the best coefficient; then ||residual|| never grows and the
-    residual is orthogonal to the last pick. Ties go to the lowest index. A row stops when its best coefficient is 0 (for
-    `relu`: not positive) or ||residual|| <= residual_tol ||x||; the rest of its code is padding. The default sign and
-    repeats are those of arXiv 2506.03093, Alg. 1; Mallat & Zhang 1993 choose by `abs`.
+    residual is orthogonal to the last pick. Of scores that are equal as computed, the one of the lowest index is taken. A
+    row stops when its best coefficient is 0 (for `relu`: not positive) or ||residual|| <= residual_tol ||x||; the rest of
+    its code is padding. The default sign and repeats are those of arXiv 2506.03093, Alg. 1; Mallat & Zhang 1993 choose by
+    `abs`.
 
     Differentiable once with respect to `x` and `dictionary` through values and residual, in O(row k d_in) time and with
     only indices, values and residual saved. Half-precision inputs are computed in float32 and give float32.

@@ -10,6 +10,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from thresher.train.kernels.codes import Codes
+from thresher.train.kernels.engines import find_products, has_triton
 
 GATHERED_AT_ONCE = {"cpu": 2**18, "cuda": 2**28}
 """Numbers of gathered atoms held at once, row by row: [row, k, d_in] never exists as a whole.
@@ -70,11 +71,15 @@ class _Encode(torch.autograd.Function):
 
 def _sum_atoms(values: Tensor, indices: Tensor, atoms: Tensor) -> Tensor:
     """[row, d_in]: sum over k of values times atoms."""
+    if _fits_triton(values, atoms):
+        return find_products().sum_atoms(values.contiguous(), indices.contiguous(), atoms.contiguous())
     return functional.embedding_bag(indices, atoms, per_sample_weights=values.contiguous(), mode="sum")
 
 
 def _dot_atoms(x: Tensor, atoms: Tensor, indices: Tensor) -> Tensor:
     """[row, k]: inner products of each row with its atoms."""
+    if _fits_triton(x, atoms):
+        return find_products().dot_atoms(x.contiguous(), atoms.contiguous(), indices.contiguous())
     found = torch.empty(indices.shape, dtype=x.dtype, device=x.device)
     for rows in _chunks(indices, x.shape[1]):
         gathered = atoms.index_select(0, indices[rows].flatten()).view(-1, indices.shape[1], x.shape[1])
@@ -89,10 +94,23 @@ def scatter_rows(
 
     Sorted by atom, so that each atom adds up its own rows in order: the same bits each time, without atomics on a GPU.
     """
+    if _fits_triton(values, x):
+        return find_products().scatter_rows(values.contiguous(), indices.contiguous(), x.contiguous(), n_atoms)
     atoms, order = indices.flatten().sort(stable=True)
     starts = torch.searchsorted(atoms, torch.arange(n_atoms, device=atoms.device))
     rows = order.div(indices.shape[1], rounding_mode="floor")
     return functional.embedding_bag(rows, x, starts, per_sample_weights=values.flatten()[order], mode="sum")
+
+
+def _fits_triton(left: Tensor, right: Tensor) -> bool:
+    """Whether the compiled products for CUDA take these."""
+    return (
+        left.device.type == "cuda"
+        and left.dtype == right.dtype == torch.float32
+        and left.numel() > 0
+        and right.numel() > 0
+        and has_triton()
+    )
 
 
 def _chunks(indices: Tensor, d_in: int) -> Iterator[slice]:
