@@ -148,10 +148,11 @@ class Reader:
         if self._settings.dtype == "float16" and not value.isnan().any():
             return f"{where}: infinite as float16, which ends at 65504; store it with dtype=float32 or dtype=bfloat16"
         what = "NaN" if value.isnan().any() else "infinity"
-        return (
-            f"{where}: the model gives {what}; try model.precision=float32 and autocast=off, "
-            "or leave such rows out with on_nonfinite=drop"
-        )
+        autocast = self._settings.autocast
+        precision = self._adapter.identity.get("precision", "float32") if autocast == "off" else autocast
+        # In full precision the weights or the input are at fault, and nothing here can mend them.
+        advice = "" if precision == "float32" else "compute in float32 (model.precision=float32, autocast=off), or "
+        return f"{where}: the model gives {what} in {precision}; {advice}leave such rows out with on_nonfinite=drop"
 
 
 def _rows_of(chunk: Chunk, space: str) -> RowIndex:

@@ -61,6 +61,16 @@ def harvest(config: ConfigFile, overrides: Overrides = None) -> None:
     typer.echo(run(load_config(HarvestConfig, config, overrides or ())))
 
 
+@app.command()
+@guard
+def hooks(config: ConfigFile, overrides: Overrides = None) -> None:
+    """List the hook points of the model in a harvest's configuration: names, rows, widths."""
+    from thresher.harvest.listing import list_hook_points
+    from thresher.harvest.run import HarvestConfig
+
+    print_table(list_hook_points(load_config(HarvestConfig, config, overrides or ())))
+
+
 @app.command(cls=_with_fields("thresher.train.run:TrainConfig"))
 @guard
 def train(config: ConfigFile, overrides: Overrides = None) -> None:

@@ -1,20 +1,24 @@
 """Names, globs and modules: what they stand for, and what is said when they stand for nothing."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoTokenizer
 
+from thresher.config import validate
 from thresher.errors import ConfigError, ModelError
 from thresher.harvest.adapters import Adapter, HFCausalLMModel, HFClipModel, OpenClipModel, open_adapter
 from thresher.harvest.adapters.base import Inputs, Layout, TokenKind
 from thresher.harvest.adapters.hooks import HookedModel
 from thresher.harvest.adapters.taps import Tower, tap_output
 from thresher.harvest.rows import select_tokens
+from thresher.harvest.run import HarvestConfig, run
 from thresher.testing.probes import count_hooks
 
 CPU = torch.device("cpu")
@@ -244,9 +248,7 @@ def test_elements_are_named_by_place_argument_or_field(llama_folder: Path) -> No
 
 def test_an_element_that_is_not_there_lists_those_that_are(llama_folder: Path) -> None:
     adapter = open_adapter(HFCausalLMModel(name=str(llama_folder)), CPU)
-    with pytest.raises(
-        ModelError, match=r"model@out\[states\]: there is no element \[states\].* with last_hidden_state"
-    ):
+    with pytest.raises(ModelError, match=r"model@out\[states\]: there is no element \[states\].* with last_hidden_state"):
         adapter.resolve(["module:model@out[states]"], ["text"])
     with pytest.raises(ModelError, match=r"self_attn@in\[x\]: there is no element \[x\].*hidden_states"):
         adapter.resolve(["module:model.layers.1.self_attn@in[x]"], ["text"])
@@ -348,3 +350,22 @@ def test_places_of_a_flattened_batch_are_told_apart(growing: HookedModel) -> Non
     inputs = toy_inputs(2)
     assert point.level == "tokens"
     assert torch.equal(growing.capture(inputs, [point])["module:flat"], inputs.tensors["x"])
+
+
+@pytest.mark.parametrize(("precision", "advice"), [("bfloat16", "compute in float32 "), ("float32", "leave such rows out")])
+def test_nan_names_the_hook_point_and_the_precision(
+    open_clip_folder: Path, tmp_path: Path, precision: str, advice: str
+) -> None:
+    folder = tmp_path / "sick"
+    shutil.copytree(open_clip_folder, folder)
+    weights = load_file(folder / "open_clip_model.safetensors")
+    weights["visual.ln_post.weight"][3] = torch.nan
+    save_file(weights, folder / "open_clip_model.safetensors")
+    settings = {
+        "out": tmp_path / "store",
+        "model": {"kind": "open-clip", "name": f"local-dir:{folder}", "precision": precision},
+        "source": {"kind": "scenes", "n_records": 2, "image_size": 24},
+        "hook_points": ["vision.0", "vision.pooled"],
+    }
+    with pytest.raises(ModelError, match=rf"hook point vision\.pooled, .*: the model gives NaN in {precision}; {advice}"):
+        run(validate(HarvestConfig, settings, "test"))
