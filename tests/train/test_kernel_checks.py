@@ -1,5 +1,6 @@
 """Laws of what a pursuit refuses, of what is prepared for it, and of empty batches."""
 
+import subprocess
 import sys
 from typing import get_args
 
@@ -138,3 +139,26 @@ def test_what_was_prepared_for_something_else_is_refused() -> None:
         pursue(x.double(), dictionary, 2, prepared=prepared)
     with pytest.raises(ValueError, match="auto"):
         prepare(dictionary, "auto")
+
+
+COMPILED = """
+import torch
+from thresher.train.kernels import pursue
+
+x, dictionary = torch.randn(200, 8), torch.nn.functional.normalize(torch.randn(64, 8), dim=1).requires_grad_()
+for method in ("auto", "gram", "residual"):
+    def compute_loss(x, dictionary):
+        return pursue(x, dictionary, 3, method=method, check=False)[1].square().mean()
+    found = []
+    for function in (compute_loss, torch.compile(compute_loss, backend="aot_eager")):
+        loss = function(x, dictionary)
+        found.append((loss.detach(), torch.autograd.grad(loss, dictionary)[0]))
+    for expected, got in zip(*found, strict=True):
+        torch.testing.assert_close(got, expected)
+"""
+
+
+def test_a_compiled_training_step_is_the_same() -> None:
+    """`auto` keeps away from loops that cannot be traced. In a process of its own: no type checks at run time there."""
+    ended = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr

@@ -58,6 +58,8 @@ def find_engine(method: Method) -> Engine:
 
 
 def _find_native(method: Method) -> Engine:
+    if torch.compiler.is_compiling():
+        raise ValueError(f"method={method!r}: torch.compile cannot trace loops of numba; use method='auto' or 'gram' inside it")
     if not has_numba():
         raise ImportError(f"method={method!r} needs numba: pip install 'thresher[native]'")
     from thresher.train.kernels import native  # Only here: numba takes a second to import.
@@ -126,8 +128,8 @@ def check_support(method: Method, tensor: Tensor) -> None:
 
 
 def has_numba() -> bool:
-    """Whether numba is installed."""
-    return importlib.util.find_spec("numba") is not None
+    """Whether numba is installed and can be used: not while torch.compile traces, which cannot look into its loops."""
+    return not torch.compiler.is_compiling() and importlib.util.find_spec("numba") is not None
 
 
 def has_bf16() -> bool:
