@@ -11,11 +11,12 @@ FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
 SMALLEST = {
     "analyze.py": ["200", "64", "4"],
     "gpu.py": ["--device", "cpu", "--shapes", "32,128,4,64", "--rounds", "1"],
+    "gpu_compile.py": ["32,128,4,64"],
     "pursuit.py": ["--sizes", "32,128,4,64", "--repeats", "1"],
     "store.py": ["--mb", "2", "--width", "64", "--hooks", "2", "--repeats", "1"],
     "train_step.py": ["32,128,4,64", "--rounds", "1"],
 }
-SHARED = ["contenders.py", "costs.py", "peers.py", "rows.py", "timing.py"]
+SHARED = ["contenders.py", "costs.py", "gpu_checks.py", "gpu_rates.py", "peers.py", "rows.py", "timing.py"]
 """What benchmarks import."""
 
 
