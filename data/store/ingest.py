@@ -46,7 +46,7 @@ def import_store(source: Path, out: Path, *, modality: Modality, hook_point: str
     float64 becomes float32. Raises StoreError: not of these kinds, arrays that do not fit together, whatever a writer raises.
     """
     foreign = _open(source, hook_point)
-    if hook_point in foreign.arrays:
+    if hook_point is not None and hook_point in foreign.arrays:
         foreign = foreign._replace(arrays={hook_point: foreign.arrays[hook_point]})
     shapes = {name: tuple(int(n) for n in array.shape) for name, array in foreign.arrays.items()}
     if not shapes or len({shape[:-1] for shape in shapes.values()}) > 1:

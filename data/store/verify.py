@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import re
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,7 +17,7 @@ from thresher.data.store.manifest import read_manifest
 from thresher.data.store.places import open_storage
 from thresher.data.store.reader import describe_unfinished
 from thresher.data.store.recovery import list_files, read_committed
-from thresher.data.store.retype import is_retyped
+from thresher.data.store.retype import restore_document
 from thresher.data.store.sharded import Shard
 from thresher.data.store.storage import Storage, StoredFile
 from thresher.data.store.zarr_json import array_document
@@ -27,6 +28,9 @@ THREADS = 8
 """Files checked at once: as many as keep a fast disk busy."""
 BLOCK = 4 << 20
 """Bytes read at once."""
+
+MARKS = r"([0-9a-f]{8})+"
+"""What `chunks` of a stored file looks like."""
 
 Level = Literal["sizes", "checksums"]
 
@@ -63,8 +67,8 @@ def _verify(storage: Storage, level: Level) -> Iterator[str]:
         rows = commits[-1].rows_end if commits else 0
         for spec in arrays_of(space, header.hook_points, header.layout):
             path = f"{spec.path}/zarr.json"
-            is_told = storage.size(path) is not None and storage.read(path) == array_document(spec, rows)
-            if not is_told and not (storage.size(path) and is_retyped(storage, spec, rows)):
+            document = restore_document(storage.read(path)) if storage.size(path) is not None else b""
+            if document != array_document(spec, rows):
                 yield f"{storage.locate(path)}: does not tell the {rows} committed rows; the next harvest mends it"
 
 
@@ -101,7 +105,7 @@ def _check_files(storage: Storage, header: Header, files: Mapping[str, StoredFil
     marks = _read_marks(storage, header) if damage and level == "checksums" else {}
     arrays = _arrays(header)
     for path, finding in damage.items():
-        if _is_other_name(storage, header, path):
+        if _is_other_name(storage, path, files[path]):
             continue
         spec = arrays.get(path.rpartition("/c/")[0])
         yield finding + (_name_chunks(storage, path, spec, marks[path]) if spec and path in marks else "")
@@ -119,20 +123,11 @@ def _check_indices(storage: Storage, header: Header, files: Mapping[str, StoredF
                 yield str(error)
 
 
-def _is_other_name(storage: Storage, header: Header, path: str) -> bool:
+def _is_other_name(storage: Storage, path: str, expected: StoredFile) -> bool:
     """Whether a file is the document of an array that was only given another name of its type (see retype)."""
-    folder, _, name = path.rpartition("/")
-    spec = _arrays(header).get(folder)
-    if spec is None or name != "zarr.json" or storage.size(path) is None:
+    if not path.endswith("/zarr.json") or storage.size(path) is None:
         return False
-    commits = read_committed(storage, header.layout).spaces[find_space(header, spec)]
-    return is_retyped(storage, spec, commits[-1].rows_end if commits else 0)
-
-
-def find_space(header: Header, spec: ArraySpec) -> str:
-    """The row space of an array."""
-    spaces = [space for space in header.layout.shard_rows if spec in arrays_of(space, header.hook_points, header.layout)]
-    return spaces[0]
+    return f"{crc32c.crc32c(restore_document(storage.read(path))):08x}" == expected.crc32c
 
 
 def _arrays(header: Header) -> dict[str, ArraySpec]:
@@ -141,12 +136,13 @@ def _arrays(header: Header) -> dict[str, ArraySpec]:
 
 
 def _read_marks(storage: Storage, header: Header) -> dict[str, str]:
-    """Shard -> the checksums of its chunks, as far as the commit records can be read."""
+    """Shard -> the checksums of its chunks, as far as the commit records can be read and make sense."""
     marks: dict[str, str] = {}
     for space in header.layout.shard_rows:
         for record in find_records(storage, space).values():
             with contextlib.suppress(StoreError):
-                marks |= {path: stored.chunks for path, stored in read_commit(storage, record).files.items()}
+                files = read_commit(storage, record).files
+                marks |= {path: stored.chunks for path, stored in files.items() if re.fullmatch(MARKS, stored.chunks)}
     return marks
 
 
