@@ -9,35 +9,19 @@ from torch import Tensor
 from torch.nn import functional
 
 from thresher.config import config
-from thresher.errors import ConfigError
 from thresher.harvest.adapters.base import Inputs
 from thresher.harvest.adapters.hooks import HookedModel
-from thresher.harvest.adapters.hub_models import (
-    HubModel,
-    find_blocks,
-    find_context,
-    identify,
-    load_model,
-    load_parts,
-    tap_stream,
-)
+from thresher.harvest.adapters.hub_models import HubTextModel, build_decoder, find_context, identify, load_model, load_parts
 from thresher.harvest.adapters.layouts import find_last, label_texts
-from thresher.harvest.adapters.taps import Tower, tap_field
 from thresher.harvest.adapters.tokens import TextEncoder
 
 
 @config
-class HFCausalLMModel(HubModel):
+class HFCausalLMModel(HubTextModel):
     """A decoder language model of transformers."""
 
     kind: Literal["hf-causal-lm"] = "hf-causal-lm"
     """Which family this is."""
-    context: int | None = None
-    """Longest text in tokens, BOS included; the model's own limit when not given."""
-
-    def __post_init__(self) -> None:
-        if self.context is not None and self.context < 2:
-            raise ConfigError(f"context={self.context}: at least 2 tokens")
 
 
 class TokenLoss(NamedTuple):
@@ -54,20 +38,10 @@ class HFCausalLM(HookedModel):
 
     def __init__(self, settings: HFCausalLMModel, device: torch.device) -> None:
         model, (tokenizer,) = load_model(settings, "AutoModelForCausalLM"), load_parts(settings, "AutoTokenizer")
-        self._encode = TextEncoder(tokenizer, find_context(settings, settings.context, model, tokenizer), pad="longest")
+        self._encode = TextEncoder(tokenizer, find_context(settings, model, tokenizer), pad="longest")
         self.identity = identify(settings.kind, settings, model, text=self._encode.identity)
         model = model.to(device)
-        decoder = model.get_decoder()
-        blocks = find_blocks(decoder, model.config.get_text_config())
-        taps = {name: tap for name, tap in tap_stream("text", decoder, blocks).items() if name != "text.start"}
-        # The stream begins at the first block: some models scale the embeddings or add positions on the way.
-        start = {"text.start": taps["text.0.in"]} if blocks else {}
-
-        def forward(inputs: Inputs) -> Tensor:
-            return model(**inputs.tensors, use_cache=False).logits
-
-        taps = start | taps | {"text.final": tap_field(decoder, "last_hidden_state")}
-        super().__init__(model, {"text": Tower(forward, taps, lambda: self.prepare_texts(["a b"]))}, device)
+        super().__init__(model, {"text": build_decoder(model, lambda: self.prepare_texts(["a b"]))}, device)
 
     def prepare_texts(self, texts: Sequence[str]) -> Inputs:
         """Token ids [item, position] and the mask of padding, as long as the longest text; the last token is the summary."""

@@ -51,7 +51,7 @@ class HFClip(HookedModel):
         processor, tokenizer = load_parts(settings, "AutoImageProcessor", "AutoTokenizer")
         is_padded = model.config.model_type in PADDED
         self._encode = TextEncoder(
-            tokenizer, find_context(settings, None, text, tokenizer), pad="context" if is_padded else "longest"
+            tokenizer, find_context(settings, text, tokenizer), pad="context" if is_padded else "longest"
         )
         # SigLIP never sees its padding; SigLIP 2 does what the tokenizer of the checkpoint asks for.
         names: Sequence[str] = tokenizer.model_input_names

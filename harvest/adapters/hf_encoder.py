@@ -7,11 +7,10 @@ import torch
 from torch import Tensor
 
 from thresher.config import config
-from thresher.errors import ConfigError
 from thresher.harvest.adapters.base import Inputs
 from thresher.harvest.adapters.hooks import HookedModel
 from thresher.harvest.adapters.hub_models import (
-    HubModel,
+    HubTextModel,
     find_blocks,
     find_context,
     identify,
@@ -27,7 +26,7 @@ from thresher.hub import local_copy
 
 
 @config
-class HFEncoderModel(HubModel):
+class HFEncoderModel(HubTextModel):
     """An encoder of texts: whatever AutoModel loads that gives a last hidden state."""
 
     kind: Literal["hf-encoder"] = "hf-encoder"
@@ -39,12 +38,6 @@ class HFEncoderModel(HubModel):
     """Whether the embedding has unit norm; what the checkpoint says when not given, no where it says nothing."""
     prompt: str = ""
     """Put before every text, for instance `query: `."""
-    context: int | None = None
-    """Longest text in tokens, special ones included; the model's own limit when not given."""
-
-    def __post_init__(self) -> None:
-        if self.context is not None and self.context < 2:
-            raise ConfigError(f"context={self.context}: at least 2 tokens")
 
 
 class HFEncoder(HookedModel):
@@ -56,7 +49,7 @@ class HFEncoder(HookedModel):
         encoder = model.get_encoder() if model.config.is_encoder_decoder else model
         self._prompt = settings.prompt
         self._pooling = recipe.pooling
-        self._encode = TextEncoder(tokenizer, find_context(settings, settings.context, encoder, tokenizer), pad="longest")
+        self._encode = TextEncoder(tokenizer, find_context(settings, encoder, tokenizer), pad="longest")
         self.identity = identify(
             settings.kind, settings, model, text=self._encode.identity, prompt=settings.prompt, **recipe._asdict()
         )

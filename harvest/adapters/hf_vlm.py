@@ -17,7 +17,8 @@ from thresher.errors import ConfigError
 from thresher.harvest.adapters.base import Inputs
 from thresher.harvest.adapters.hooks import HookedModel
 from thresher.harvest.adapters.hub_models import (
-    HubModel,
+    HubTextModel,
+    build_decoder,
     describe_processor,
     find_blocks,
     find_context,
@@ -27,13 +28,13 @@ from thresher.harvest.adapters.hub_models import (
     tap_stream,
 )
 from thresher.harvest.adapters.pixels import PixelReader
-from thresher.harvest.adapters.taps import Tower, tap_field
+from thresher.harvest.adapters.taps import Tower
 from thresher.harvest.adapters.turns import TurnEncoder
 from thresher.harvest.adapters.weights import torch_dtype
 
 
 @config
-class HFVisionLanguageModel(HubModel):
+class HFVisionLanguageModel(HubTextModel):
     """A decoder that reads images and texts in one sequence."""
 
     kind: Literal["hf-vlm"] = "hf-vlm"
@@ -41,10 +42,9 @@ class HFVisionLanguageModel(HubModel):
     template: str | None = None
     """An item's sequence, with {image} and {text}; when not given, one turn of the user in the checkpoint's chat template,
     or {image}{text} where it has none."""
-    context: int | None = None
-    """Longest sequence in tokens, those of the image included; the model's own limit when not given."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.template is not None and ("{text}" not in self.template or "{image}" not in self.template):
             raise ConfigError(
                 f"template={self.template!r}: it needs {{image}} and {{text}}, for instance '{{image}}\\n{{text}}'"
@@ -58,7 +58,7 @@ class HFVisionLanguage(HookedModel):
 
     def __init__(self, settings: HFVisionLanguageModel, device: torch.device) -> None:
         model, (processor,) = load_model(settings, "AutoModelForImageTextToText"), load_parts(settings, "AutoProcessor")
-        context = find_context(settings, settings.context, model, processor.tokenizer)
+        context = find_context(settings, model, processor.tokenizer)
         self._turns = TurnEncoder(processor, model.config, settings.template, context, torch_dtype(settings.precision))
         self.identity = identify(
             settings.kind,
@@ -69,7 +69,7 @@ class HFVisionLanguage(HookedModel):
         )
         model = model.to(device)
         encoder = _find_encoder(model)
-        towers: dict[Modality, Tower] = {"text": self._text_tower(model)}
+        towers: dict[Modality, Tower] = {"text": build_decoder(model, lambda: self.prepare_texts(["a b"]))}
         if encoder is None:
             super().__init__(model, towers, device)
             return
@@ -92,17 +92,6 @@ class HFVisionLanguage(HookedModel):
 
         taps = tap_stream("vision", encoder, find_blocks(encoder, encoder.config))
         return Tower(forward, taps, lambda: self.prepare_images([Image.new("RGB", (64, 64))]))
-
-    def _text_tower(self, model: Any) -> Tower:
-        def forward(inputs: Inputs) -> Tensor:
-            return model(**inputs.tensors, use_cache=False).logits
-
-        decoder = model.get_decoder()
-        blocks = find_blocks(decoder, model.config.get_text_config())
-        taps = {name: tap for name, tap in tap_stream("text", decoder, blocks).items() if name != "text.start"}
-        start = {"text.start": taps["text.0.in"]} if blocks else {}
-        end = {"text.final": tap_field(decoder, "last_hidden_state")}
-        return Tower(forward, start | taps | end, lambda: self.prepare_texts(["a b"]))
 
 
 def _find_encoder(model: Any) -> nn.Module | None:

@@ -1,17 +1,17 @@
 """What the families of transformers share: loading by name, identity, finding blocks and norms in an unknown model."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from thresher.config import config
-from thresher.errors import ModelError
-from thresher.harvest.adapters.base import Precision
+from thresher.errors import ConfigError, ModelError
+from thresher.harvest.adapters.base import Inputs, Precision
 from thresher.harvest.adapters.sublayers import tap_blocks
-from thresher.harvest.adapters.taps import Tap, tap_output
+from thresher.harvest.adapters.taps import Tap, Tower, tap_field, tap_output
 from thresher.harvest.adapters.weights import NO_HUB, fingerprint_weights, plain_log, to_plain, torch_dtype
 from thresher.hub import local_copy
 
@@ -32,6 +32,18 @@ class HubModel:
     """Branch, tag or commit on the hub."""
     precision: Precision = "float32"
     """What the model computes in."""
+
+
+@config
+class HubTextModel(HubModel):
+    """A model of transformers that reads texts."""
+
+    context: int | None = None
+    """Longest sequence in tokens, special and image tokens included; the model's own limit when not given."""
+
+    def __post_init__(self) -> None:
+        if self.context is not None and self.context < 2:
+            raise ConfigError(f"context={self.context}: at least 2 tokens")
 
 
 def load_model(settings: HubModel, auto: str) -> Any:
@@ -75,12 +87,12 @@ def describe_processor(processor: Any) -> dict[str, Any]:
     return to_plain({name: value for name, value in values.items() if name in PREPROCESSING or name.startswith("do_")})
 
 
-def find_context(settings: HubModel, asked: int | None, model: nn.Module, tokenizer: Any) -> int:
+def find_context(settings: HubModel, model: nn.Module, tokenizer: Any) -> int:
     """The longest text in tokens: what was asked for, or the model's own limit. Raises ModelError when there is none."""
     own = count_positions(model)
     limit = int(getattr(tokenizer, "model_max_length", 0) or 0)
     known = [length for length in (own, limit) if length and length < 10**9]
-    context = asked or min(known, default=None)
+    context = getattr(settings, "context", None) or min(known, default=None)
     if context is None:
         raise ModelError(f"{settings.name}: the model states no longest text; set model.context")
     if own is not None and context > own:
@@ -118,6 +130,20 @@ def tap_stream(name: str, tower: nn.Module, blocks: Sequence[nn.Module]) -> dict
         taps = {f"{name}.start": taps[f"{name}.0.in"]} | taps
     norm = find_final_norm(tower, blocks)
     return taps | ({f"{name}.final": tap_output(norm)} if norm is not None and blocks else {})
+
+
+def build_decoder(model: Any, blank: Callable[[], Inputs]) -> Tower:
+    """The tower of a language model: its decoder's places, logits as output."""
+    decoder = model.get_decoder()
+    blocks = find_blocks(decoder, model.config.get_text_config())
+    taps = {name: tap for name, tap in tap_stream("text", decoder, blocks).items() if name != "text.start"}
+    # The stream begins at the first block: some models scale the embeddings or add positions on the way.
+    start = {"text.start": taps["text.0.in"]} if blocks else {}
+
+    def forward(inputs: Inputs) -> torch.Tensor:
+        return model(**inputs.tensors, use_cache=False).logits
+
+    return Tower(forward, start | taps | {"text.final": tap_field(decoder, "last_hidden_state")}, blank)
 
 
 def find_final_norm(tower: nn.Module, blocks: Sequence[nn.Module]) -> nn.Module | None:

@@ -12,7 +12,7 @@ from thresher.runs import fingerprint
 
 
 class Encoded(NamedTuple):
-    """Texts as token ids, padded on the right."""
+    """Texts as token ids, padded on the right, or on the left where a model that reads its padding wants it there."""
 
     ids: Int[Tensor, "item position"]
     valid: Bool[Tensor, "item position"]
@@ -30,6 +30,8 @@ class TextEncoder:
         self._tokenizer = tokenizer
         self._context = context
         self._pad = pad
+        # Where a model reads its padding, the side of it matters.
+        self._is_left = pad == "context" and tokenizer.padding_side == "left"
         # Tokenizers written in Rust refuse to be used by two threads at once.
         self._lock = threading.Lock()
         named = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.cls_token_id, tokenizer.sep_token_id)
@@ -47,7 +49,13 @@ class TextEncoder:
         """Plain values that decide which ids a text becomes."""
         backend = getattr(self._tokenizer, "backend_tokenizer", None)
         content = backend.to_str() if backend is not None else sorted(self._tokenizer.get_vocab().items())
-        return {"context": self._context, "pad": self._pad, "pad_id": self._pad_id, "tokenizer": fingerprint(content)}
+        return {
+            "context": self._context,
+            "pad": self._pad,
+            "side": "left" if self._is_left else "right",
+            "pad_id": self._pad_id,
+            "tokenizer": fingerprint(content),
+        }
 
     def __call__(self, texts: Sequence[str]) -> Encoded:
         """Encode texts with the special tokens that the tokenizer adds; a text may have no token at all."""
@@ -60,6 +68,9 @@ class TextEncoder:
         for target, row in zip(ids, rows, strict=True):
             target[: len(row)] = torch.tensor(row, dtype=torch.int64)
         valid = torch.arange(width) < torch.tensor([len(row) for row in rows])[:, None]
+        if self._is_left:
+            shifts = [width - len(row) for row in rows]
+            ids, valid = (torch.stack([v.roll(n) for v, n in zip(part, shifts, strict=True)]) for part in (ids, valid))
         return Encoded(ids, valid, valid & torch.isin(ids, self._special), is_truncated)
 
     def _shorten(self, text: str) -> list[int]:

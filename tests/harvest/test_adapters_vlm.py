@@ -11,9 +11,13 @@ from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import Tensor
 
+from thresher.config import validate
+from thresher.data.sources import open_source
+from thresher.data.store import open_store
 from thresher.errors import ConfigError, ModelError
 from thresher.harvest.adapters import Adapter, HFVisionLanguageModel, open_adapter
 from thresher.harvest.adapters.base import Inputs, TokenKind
+from thresher.harvest.run import HarvestConfig, run
 from thresher.testing.adapter import AdapterSuite
 
 CPU = torch.device("cpu")
@@ -297,3 +301,25 @@ def test_a_template_of_ones_own_stands_around_the_text(tmp_path: Path) -> None:
     ids, kind = inputs.tensors["input_ids"][0], inputs.layout.kind[0]
     assert tokenizer.decode(ids[kind != TokenKind.IMAGE], skip_special_tokens=True) == "look:  it is a circle."
     assert tokenizer.decode(ids[kind == TokenKind.TEXT]).strip() == "a circle"
+
+
+def test_a_harvest_keeps_image_and_text_tokens_of_both_towers(tmp_path: Path) -> None:
+    settings = {
+        "out": tmp_path / "store",
+        "model": {"kind": "hf-vlm", "name": str(make_llava(tmp_path))},
+        "source": {"kind": "scenes", "n_records": 3, "image_size": 24, "captions_per_image": 2},
+        "hook_points": ["vision.1", "text.1"],
+    }
+    store = open_store(run(validate(HarvestConfig, settings, "test")))
+    assert store.rows("vision.1") == 3 * 17
+    kinds = store.column_of("text.1", "kind")
+    assert (kinds == TokenKind.IMAGE).sum() == 6 * 16
+    adapter = open_adapter(HFVisionLanguageModel(name=str(tmp_path)), CPU)
+    (point,) = adapter.resolve(["text.1"], ["text"])
+    record = next(iter(open_source(validate(HarvestConfig, settings, "test").source).records(0, 1)))
+    assert isinstance(record.image, Image.Image)
+    with torch.inference_mode():
+        inputs = adapter.prepare_pairs([record.image], [record.texts[1].text])
+        expected = adapter.capture(inputs, [point])["text.1"][0]
+    rows = (store.item_of("text.1") == 1).nonzero()[0]
+    torch.testing.assert_close(store.read("text.1", int(rows[0]), int(rows[-1]) + 1), expected)

@@ -98,6 +98,19 @@ def test_token_ids_are_the_tokenizers_own(hf_clip_folder: Path, siglip_folder: P
     assert torch.equal(found.layout.valid, own["attention_mask"].bool())
 
 
+def test_padding_that_is_read_stands_where_the_tokenizer_puts_it(siglip_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "left"
+    shutil.copytree(siglip_folder, folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
+    tokenizer.save_pretrained(folder)
+    found = open_adapter(HFClipModel(name=str(folder)), CPU).prepare_texts(["a red square", "x"])
+    own = tokenizer(["a red square", "x"], padding="max_length", max_length=16, return_tensors="pt")
+    assert torch.equal(found.tensors["input_ids"], own["input_ids"])
+    assert torch.equal(found.layout.valid, own["attention_mask"].bool())
+    assert found.layout.summary is not None
+    assert found.layout.summary.tolist() == [15, 15]
+
+
 def test_siglip_has_no_cls(siglip_folder: Path) -> None:
     adapter = open_adapter(HFClipModel(name=str(siglip_folder)), CPU)
     layout = adapter.prepare_images([Image.new("RGB", (32, 32))]).layout
