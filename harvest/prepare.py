@@ -112,13 +112,18 @@ class Preparer:
         if not encoded:
             return _Pictures({}, {}, {}, None)
         if self._adapter.reads_pairs:
-            found = self._decode(encoded, 0, list)
-        elif self._transform is None:
+            found = self._decode(encoded, self._settings.thumbnail if "image" in self._modalities else 0, list)
+            pictures = _index_pictures(numbers, found, is_list=True)
+            if "image" not in self._modalities or not pictures.images:
+                return pictures
+            # Its vision encoder is read too.
+            return pictures._replace(inputs=self._adapter.prepare_images(list(pictures.images.values())))
+        if self._transform is None:
             found = self._decode(encoded, self._settings.thumbnail, list)
             found = found._replace(transformed=found.transformed and self._adapter.prepare_images(found.transformed))
         else:
             found = self._decode(encoded, self._settings.thumbnail, self._transform)
-        return _index_pictures(numbers, found, is_list=self._adapter.reads_pairs)
+        return _index_pictures(numbers, found, is_list=False)
 
     def _list_items(
         self, records: NumberedRecords, decoded: "_Pictures"
