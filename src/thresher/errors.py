@@ -30,3 +30,7 @@ class CheckpointError(ThresherError):
 
 class AnalysisError(ThresherError):
     """An analysis that its inputs do not allow."""
+
+
+class NetworkError(ThresherError):
+    """A remote store that cannot be reached, although it was tried again and again; says nothing about the store itself."""
