@@ -342,5 +342,5 @@ def test_progress_is_a_bar_on_a_terminal_and_never_on_stdout(home: Path) -> None
     out, _ = process.communicate()
     assert process.returncode == 0, shown
     assert out == "out/store: sound\n"
-    assert b"verify store" in shown
+    assert b"verify out/store" in shown
     assert b"\x1b[" in shown
