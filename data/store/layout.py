@@ -18,6 +18,8 @@ VERSION = 1
 
 RUN, MANIFEST, MOMENTS, LOCK = "run.json", "manifest.json", "moments.safetensors", ".lock"
 ZARR = "acts.zarr"
+COUNTS = "counts"
+"""Folder of what several writers know about batches that nobody has written yet; gone when the store is complete."""
 TEXT_TOKENS = "text.tokens"
 """The row space whose rows have token ids."""
 TABLES = "items"
@@ -161,7 +163,7 @@ def moments_path(space: str, block: int) -> str:
     return f"moments/{space}/{block:08d}.safetensors"
 
 
-def check_hook_points(path: Path, hook_points: Sequence[HookPointSpec]) -> None:
+def check_hook_points(path: str | Path, hook_points: Sequence[HookPointSpec]) -> None:
     """Raise StoreError for hook points that one store cannot hold."""
     names = [spec.name for spec in hook_points]
     modality = {spec.space: spec.modality for spec in hook_points}

@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import os
+import shutil
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -69,10 +70,23 @@ class LocalStorage:
         """Remove a file."""
         (self._root / path).unlink(missing_ok=True)
 
+    def delete_folder(self, folder: str) -> None:
+        """Remove a folder with all that is in it."""
+        if (self._root / folder).exists():
+            shutil.rmtree(self._root / folder)
+
+    def zarr_store(self, path: str) -> str:
+        """What zarr-python opens to read the array or group at `path`."""
+        return self.locate(path)
+
     def lock(self) -> "WriterLock":
         """Make the folder if it is missing and become its only writer."""
         self._root.mkdir(parents=True, exist_ok=True)
-        return WriterLock(self._root)
+        return WriterLock(self._root, fcntl.LOCK_EX)
+
+    def join(self) -> "WriterLock":
+        """Become one of several writers."""
+        return WriterLock(self._root, fcntl.LOCK_SH)
 
 
 class LocalFile:
@@ -146,21 +160,31 @@ class AtomicFile:
 
 
 class WriterLock:
-    """An exclusive flock on the file `.lock`."""
+    """A flock on the file `.lock`: exclusive, or shared among the writers of one harvest."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, kind: int) -> None:
+        self._root = root
         self._descriptor = os.open(root / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(self._descriptor)
-            raise StoreError(f"{root}: another harvest is writing this store; wait for it, or choose another `out`") from error
+        self._take(kind)
+
+    def share(self) -> None:
+        """Let in the writers that `join`."""
+        self._take(fcntl.LOCK_SH)
 
     def release(self) -> None:
         """Let another writer in."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
+
+    def _take(self, kind: int) -> None:
+        try:
+            fcntl.flock(self._descriptor, kind | fcntl.LOCK_NB)
+        except OSError as error:
+            self.release()
+            raise StoreError(
+                f"{self._root}: another harvest is writing this store; wait for it, or choose another `out`"
+            ) from error
 
 
 def partial_name(path: Path) -> Path:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from thresher.data.store.commits import START, UNKNOWN, Commit, Cursor, find_records, find_redo, read_commit
-from thresher.data.store.layout import MANIFEST, MOMENTS, TABLES, ZARR, Layout, commit_path, redo_path
+from thresher.data.store.layout import COUNTS, MANIFEST, MOMENTS, TABLES, ZARR, Layout, commit_path, redo_path
 from thresher.data.store.storage import Storage, StoredFile
 from thresher.errors import StoreError
 
@@ -61,6 +61,8 @@ class Committed(NamedTuple):
 
     sequences: Mapping[str, Blocks]
     """Row space -> its blocks; the tables among them."""
+    is_in_order: bool
+    """Whether one writer made all of it, so that a part of the tables is stored after the full blocks of its batches."""
 
     @property
     def spaces(self) -> dict[str, list[Commit]]:
@@ -99,12 +101,16 @@ class Committed(NamedTuple):
 
     def idle(self, space: str) -> Cursor:
         """The last place where the tables say that nothing of a row space was waiting to be stored."""
+        if not self.is_in_order:
+            return START
         return max([START, *(part.cursor for part in self.tables if space in part.idle)], key=lambda cursor: cursor[:2])
 
 
 def read_committed(storage: Storage, layout: Layout) -> Committed:
     """Read all commit records. Raises StoreError for a damaged one."""
-    return Committed({space: _read_sequence(storage, space) for space in [*layout.shard_rows, TABLES]})
+    is_shared = any(True for _ in storage.list_files(COUNTS))
+    sequences = {space: _read_sequence(storage, space) for space in [*layout.shard_rows, TABLES]}
+    return Committed(sequences, is_in_order=not is_shared)
 
 
 def _read_sequence(storage: Storage, space: str) -> Blocks:

@@ -1,9 +1,12 @@
 """The open end of a store: takes batches in order and commits what is full."""
 
+from collections.abc import Iterator
+
 from thresher.data.store.commits import START, UNKNOWN, Commit, Cursor, write_commit
 from thresher.data.store.header import Header
-from thresher.data.store.layout import MODALITIES, TABLES, ZARR, arrays_of, layer_path, redo_path, rows_path
+from thresher.data.store.layout import COUNTS, MODALITIES, TABLES, ZARR, arrays_of, layer_path, redo_path, rows_path
 from thresher.data.store.manifest import write_manifest
+from thresher.data.store.plan import Share, plan_commits, share_out
 from thresher.data.store.recovery import Committed, read_committed, roll_back
 from thresher.data.store.schema import Batch
 from thresher.data.store.space import SpaceWriter, check_redo, update
@@ -16,11 +19,16 @@ from thresher.errors import StoreError
 class Sink:
     """All disk work of a harvest, in one thread. OSError passes through; whatever was committed before stays."""
 
-    def __init__(self, storage: Storage, header: Header) -> None:
+    def __init__(self, storage: Storage, header: Header, share: Share | None = None) -> None:
+        """Roll back to what is committed; with a share, which others write beside, take what it makes of that for granted."""
         self._storage = storage
         self._header = header
+        self._is_alone = share is None
         committed = read_committed(storage, header.layout)
-        roll_back(storage, committed)
+        if share is None:
+            roll_back(storage, committed)
+        else:
+            committed = share_out(plan_commits(header.layout, share.counts), committed, share)
         self._gaps = committed.gaps()
         self.start = committed.start()
         """The first batch to write again, and the items before it."""
@@ -35,7 +43,8 @@ class Sink:
         self._parts, self._table_cursor, self._is_final = 0, START, False
         self._part = TablePart()
         self._pass_stored()
-        self._write_documents()
+        if self._is_alone:
+            self._write_documents()
 
     @property
     def is_open(self) -> bool:
@@ -70,6 +79,12 @@ class Sink:
 
     def finish(self) -> None:
         """Commit what is left, then make the store complete."""
+        self.commit_rest()
+        self._storage.delete_folder(COUNTS)
+        write_manifest(self._storage, self._header)
+
+    def commit_rest(self) -> None:
+        """Commit what is left."""
         cursor = Cursor(self._next_batch, 0, self._items) if self.is_open else self._end
         if cursor[:2] < self._end[:2] or (not self.is_open and self.next_needed(self._next_batch) is not None):
             raise StoreError(
@@ -82,7 +97,6 @@ class Sink:
             self._items = dict(cursor.items)
             self._next_batch = cursor.batch
             self._commit_tables(final=True)
-        write_manifest(self._storage, self._header)
 
     def discard(self) -> None:
         """Forget what is not committed."""
@@ -96,25 +110,32 @@ class Sink:
 
     def _open_space(self, name: str, committed: Committed) -> SpaceWriter:
         arrays = arrays_of(name, self._header.hook_points, self._header.layout)
-        space = SpaceWriter(self._storage, name, arrays, committed.sequences[name])
+        space = SpaceWriter(self._storage, name, arrays, committed.sequences[name], is_alone=self._is_alone)
         space.skip_to(committed.idle(name))
         return space
 
     def _commit_tables(self, *, final: bool) -> None:
         cursor = Cursor(self._next_batch, 0, self._items)
         files = self._part.write(self._storage, self._parts)
-        idle = [name for name, space in self._spaces.items() if space.is_idle(self._next_batch)]
+        idle = list(self._find_idle())
         commit = Commit(self._parts, self._part.n_items, sum(self._items.values()), files, cursor, final, idle)
         check_redo(self._storage, TABLES, commit, self._redo)
         before = self._redo.get(self._parts)
         if before is not None and before.rows_end != UNKNOWN:
-            commit = before
+            commit = before._replace(files=commit.files)
         write_commit(self._storage, TABLES, commit)
         if before is not None:
             self._storage.delete(redo_path(TABLES, self._parts))
         self._records[self._parts] = commit
         self._part = TablePart()
         self._pass_stored()
+
+    def _find_idle(self) -> Iterator[str]:
+        """The row spaces that have a block end where the next part of the tables begins."""
+        known = self._records[self._parts - 1].idle if self._parts else self._spaces
+        for name, space in self._spaces.items():
+            if space.is_idle(self._table_cursor.batch, self._next_batch, before=name in known):
+                yield name
 
     def _pass_stored(self) -> None:
         """Go on behind the parts of the tables that are stored."""

@@ -74,9 +74,15 @@ class Column:
 
 
 class SpaceWriter:
-    """Appends batches to the arrays of one row space, from where its committed blocks end."""
+    """Appends batches to the arrays of one row space, from where its committed blocks end.
 
-    def __init__(self, storage: Storage, space: str, arrays: Sequence[ArraySpec], blocks: Blocks) -> None:
+    Where it is not alone, others write blocks of the same space, and how many rows there are is told in the end.
+    """
+
+    def __init__(
+        self, storage: Storage, space: str, arrays: Sequence[ArraySpec], blocks: Blocks, *, is_alone: bool = True
+    ) -> None:
+        self._is_alone = is_alone
         self.space = space
         self.cursor = START
         """Where the block begins that is being filled."""
@@ -88,13 +94,18 @@ class SpaceWriter:
         self._records = dict(blocks.records)
         self._redo = blocks.redo
         self._block = self._filled = 0
+        self._last_batch = -1
+        """The last batch with rows that passed by, stored or not."""
         self._pass_stored()
 
-    def is_idle(self, batch: int) -> bool:
-        """Whether nothing of the batches before `batch` waits to be stored."""
-        if self.cursor.batch <= batch:
+    def is_idle(self, start: int, stop: int, *, before: bool) -> bool:
+        """Whether a block ends where batch `stop` begins; `before` says so of batch `start`, all between were appended."""
+        if self.cursor[:2] <= (stop, 0):
             return self._filled == 0
-        return any(commit.cursor[:2] == (batch, 0) for commit in self._records.values())
+        if self._last_batch < start:
+            return before
+        ends = [commit.cursor for commit in self._records.values()]
+        return any(end.rows == 0 and self._last_batch < end.batch <= stop for end in ends)
 
     def skip_to(self, cursor: Cursor) -> None:
         """Take note that nothing of this space lies between its cursor and a later one."""
@@ -103,6 +114,7 @@ class SpaceWriter:
 
     def append(self, batch: int, rows: Rows, before: Mapping[str, int], after: Mapping[str, int], modality: str) -> None:
         """Add the rows of a batch that are not stored yet; `before` and `after` it there are so many items."""
+        self._last_batch = batch if len(rows.item) else self._last_batch
         if self.is_final or batch < self.cursor.batch:
             return
         start = self.cursor.rows if batch == self.cursor.batch else 0
@@ -164,7 +176,8 @@ class SpaceWriter:
             column.moments = moments.empty_state(column.spec.width or 1)
         self._filled = 0
         self._pass_stored()
-        self.write_documents()
+        if self._is_alone:
+            self.write_documents()
 
     def _pass_stored(self) -> None:
         """Go on behind the blocks that are stored."""
@@ -174,12 +187,19 @@ class SpaceWriter:
 
 
 def check_redo(storage: Storage, space: str, commit: Commit, redo: Mapping[int, Commit]) -> None:
-    """Raise StoreError when a block that is made again is not what it was."""
+    """Raise StoreError when a block that is made again is not what it was, or is not what its batches were counted to hold."""
     before = redo.get(commit.block)
     if before is None or before.rows_end == UNKNOWN:
         return
-    if (commit.files, commit.rows_end, commit.cursor) == (before.files, before.rows_end, before.cursor):
+    is_same = (commit.rows_end, commit.cursor) == (before.rows_end, before.cursor)
+    if is_same and (not before.files or commit.files == before.files):
         return
+    if not before.files:
+        raise StoreError(
+            f"{storage.locate(commit_path(space, commit.block))}: {commit.rows} rows up to row {commit.rows_end}, counted were "
+            f"{before.rows} up to row {before.rows_end}; the input or the model changes while it is read: nothing of this "
+            "block was stored"
+        )
     changed = [path for path in before.files if commit.files.get(path) != before.files[path]]
     name = storage.locate(changed[0] if changed else commit_path(space, commit.block))
     raise StoreError(

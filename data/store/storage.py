@@ -57,6 +57,10 @@ class NewFile(Protocol):
 class Lock(Protocol):
     """Held until `release` or the end of the process, whatever ends it."""
 
+    def share(self) -> None:
+        """Let in the writers that `join`; nobody gets the lock alone before all of them have released theirs."""
+        ...
+
     def release(self) -> None:
         """Let another writer in."""
         ...
@@ -102,8 +106,20 @@ class Storage(Protocol):
         """Remove a file; one that is not there is fine."""
         ...
 
+    def delete_folder(self, folder: str) -> None:
+        """Remove a folder with all that is in it; one that is not there is fine."""
+        ...
+
+    def zarr_store(self, path: str) -> Any:
+        """What zarr-python opens to read the array or group at `path`."""
+        ...
+
     def lock(self) -> Lock:
         """Make the root if it is missing and become its only writer. Raises StoreError when there is another one."""
+        ...
+
+    def join(self) -> Lock:
+        """Become one of several writers whom the holder of the lock lets in. Raises StoreError when he does not."""
         ...
 
 

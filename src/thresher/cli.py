@@ -12,6 +12,7 @@ from typer.core import TyperCommand
 from thresher import __version__, cli_store
 from thresher.cli_common import guard, print_pairs, print_table
 from thresher.config import describe, load_config
+from thresher.ranks import is_first_process
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -55,10 +56,15 @@ def _fill(doc: str) -> str:
 @app.command(cls=_with_fields("thresher.harvest.run:HarvestConfig"))
 @guard
 def harvest(config: ConfigFile, overrides: Overrides = None) -> None:
-    """Read activations from a model and write them to a store. Run again to resume."""
+    """Read activations from a model and write them to a store. Run again to resume.
+
+    On several devices or machines: accelerate launch -m thresher harvest CONFIG.yaml; the store is the same.
+    """
     from thresher.harvest.run import HarvestConfig, run
 
-    typer.echo(run(load_config(HarvestConfig, config, overrides or ())))
+    out = run(load_config(HarvestConfig, config, overrides or ()))
+    if is_first_process():
+        typer.echo(out)
 
 
 @app.command()

@@ -16,6 +16,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from thresher.ranks import is_first_process
+
 SECONDS_PER_LINE = 10.0
 """How often the plain form writes a line."""
 
@@ -29,17 +31,26 @@ class Advance(Protocol):
 
 
 def log(message: str) -> None:
-    """One line of news for the person who watches."""
+    """One line of news for the person who watches. Of several processes that were launched together only the first speaks."""
+    if not is_first_process():
+        return
     Console(stderr=True, highlight=False).print(message, markup=False, soft_wrap=True)
 
 
 @contextmanager
 def progress(label: str, total: int | None, unit: str) -> Generator[Advance, None, None]:
     """Show progress of `total` units (unknown when None) while the block runs; yields the function that advances it."""
+    if not is_first_process():
+        yield _say_nothing
+        return
     console = Console(stderr=True)
     bar = _bar(console, label, total, unit) if console.is_terminal else _lines(label, total, unit)
     with bar as advance:
         yield advance
+
+
+def _say_nothing(n: int = 1, **shown: float | str) -> None:
+    pass
 
 
 @contextmanager

@@ -1,0 +1,5 @@
+"""`python -m thresher`: the command line, also as `accelerate launch -m thresher`."""
+
+from thresher.cli import main
+
+main()
