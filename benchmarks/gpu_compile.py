@@ -23,7 +23,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-from thresher.train.kernels.cuda import adam, backward, certified, correlate, gram, products
+from thresher.train.kernels.cuda import backward, certified, correlate, gram, products
 from thresher.train.kernels.rule import Rule
 
 SHAPES = ("768,16384,32,8192", "4096,65536,64,4096")
@@ -72,11 +72,10 @@ def draw_without_data(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor
 
 
 def list_launches(d_in: int, d_sae: int, k: int, batch: int) -> list[Launch]:
-    """The launches of preparation, both pursuits, the backward pass, the sparse products and the step of the optimizer."""
+    """The launches of preparation, both pursuits, the backward pass and the sparse products."""
     x, dictionary, low = draw_without_data(batch, d_in), draw_without_data(d_sae, d_in), draw_without_data(d_sae, d_in)
     low, error = low.bfloat16(), draw_without_data(d_sae)
     indices, values = draw_without_data(batch, k, dtype=torch.int64), draw_without_data(batch, k)
-    number = draw_without_data()
     with note_launches() as launches:
         matrix, matrix_error = correlate.correlate_with_itself(low, torch.float16)
         gram.pursue_by_gram(x, dictionary, matrix, matrix_error, low, error, Rule(k, None, "relu", reselect=True))
@@ -85,9 +84,6 @@ def list_launches(d_in: int, d_sae: int, k: int, batch: int) -> list[Launch]:
         products.sum_atoms(values, indices, dictionary)
         products.dot_atoms(x, dictionary, indices)
         products.scatter_rows(values, indices, x, d_sae)
-        with mock.patch.object(adam, "require_device"):
-            adam.step_atoms(dictionary, dictionary, dictionary, dictionary, lr=number, step=number, betas=(0.9, 0.999),
-                            low=low, low_error=error)  # fmt: skip
     return launches
 
 

@@ -20,7 +20,7 @@ pytestmark = [
 ]
 pytest.importorskip("triton")
 if IS_INTERPRETED or torch.cuda.is_available():
-    from thresher.train.kernels.cuda import adam, certified, engine, gram, ops, plan, products, segments
+    from thresher.train.kernels.cuda import certified, engine, gram, ops, plan, products, segments
     from thresher.train.kernels.cuda import backward as cuda_backward
 
 GAP_AT_MOST = 1e-6
@@ -213,28 +213,6 @@ def test_sparse_products_are_those_of_torch(shape: tuple[int, int, int, int]) ->
     torch.testing.assert_close(ops.sum_atoms(values, indices, dictionary).double(), dense @ dictionary.double(), **close)
     torch.testing.assert_close(ops.dot_atoms(x, dictionary, indices), (x @ dictionary.T).gather(1, indices), **close)
     torch.testing.assert_close(ops.scatter_rows(values, indices, x, d_sae).double(), dense.T @ x.double(), **close)
-
-
-@pytest.mark.parametrize(("d_sae", "d_in"), [(1, 1), (7, 33), (40, 130)])
-def test_the_fused_step_is_adam_on_tangent_gradients_with_unit_atoms(d_sae: int, d_in: int) -> None:
-    _, dictionary = draw(1, d_in, d_sae)
-    ours, mean, square = dictionary.clone(), torch.zeros_like(dictionary), torch.zeros_like(dictionary)
-    low, low_error = dictionary.bfloat16(), torch.empty(d_sae, device=DEVICE)
-    theirs = dictionary.clone().requires_grad_()
-    optimizer = torch.optim.Adam([theirs], lr=3e-2, betas=(0.8, 0.99))
-    lr, scale = torch.tensor(3e-2, device=DEVICE), torch.tensor(0.5, device=DEVICE)
-    for count in range(1, 4):
-        gradient = torch.randn_like(dictionary)
-        theirs.grad = 0.5 * (gradient - (gradient * theirs.detach()).sum(1, keepdim=True) * theirs.detach())
-        optimizer.step()
-        with torch.no_grad():
-            theirs.copy_(functional.normalize(theirs, dim=1))
-        step = torch.tensor(float(count), device=DEVICE)
-        adam.step_atoms(ours, gradient, mean, square, lr=lr, step=step, betas=(0.8, 0.99), scale=scale, low=low,
-                        low_error=low_error)  # fmt: skip
-    torch.testing.assert_close(ours, theirs.detach(), rtol=0, atol=2e-6 if d_in > 1 else 1e-4)
-    torch.testing.assert_close(low.float(), ours.bfloat16().float(), rtol=2**-7, atol=1e-6)
-    torch.testing.assert_close(low_error, (ours - low.float()).norm(dim=1), rtol=1e-4, atol=1e-7)
 
 
 def test_the_bound_on_rounding_covers_every_entry_of_the_gram_matrix() -> None:

@@ -4,7 +4,6 @@ Nothing waits for the device, shapes depend on shapes only (a step can be captur
 equal inputs gives equal bits. The kernels also run in Triton's interpreter (TRITON_INTERPRET=1) on a CPU.
 """
 
-from thresher.train.kernels.cuda.adam import step_atoms
 from thresher.train.kernels.cuda.engine import prepare_certified, prepare_gram, pursue_certified, pursue_gram, step_back
 from thresher.train.kernels.cuda.ops import dot_atoms, scatter_rows, sum_atoms
 
@@ -15,7 +14,6 @@ __all__ = [
     "pursue_certified",
     "pursue_gram",
     "scatter_rows",
-    "step_atoms",
     "step_back",
     "sum_atoms",
 ]
