@@ -1,6 +1,6 @@
-"""Prepared batches through the model to rows on the CPU, the copy of one batch beside the forward pass of the next."""
+"""Prepared batches through the model to rows on the CPU, those of one batch put in order beside the pass of the next."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -14,8 +14,10 @@ from thresher.harvest.adapters.base import HookPoint
 from thresher.harvest.adapters.weights import torch_dtype
 from thresher.harvest.outliers import clip_rows, find_outliers
 from thresher.harvest.prepare import Chunk, Prepared
+from thresher.harvest.pump import pump
 from thresher.harvest.rows import RowIndex, average, describe_rows, find_nonfinite, find_order, gather, name_space
 from thresher.harvest.settings import HarvestConfig
+from thresher.harvest.transfers import Transfers
 
 SEVERITY = {"clipped": 0, "outlier": 1, "nonfinite": 2}
 """What can be wrong with single rows of an item, the worst last."""
@@ -40,40 +42,30 @@ class Reader:
         self._bounds = bounds
         self._adapter = adapter
         self._hook_points = hook_points
+        self._transfers = Transfers(adapter.device)
 
-    def read(self, batches: Iterable[Prepared]) -> Iterator[Batch]:
-        """Batches of rows in order. Raises ModelError on values that are not finite when the policy is to stop."""
-        launched: _Launched | None = None
-        for prepared in batches:
-            following = self._launch(prepared)
-            if launched is not None:
-                yield self._finish(launched)
-            launched = following
-        if launched is not None:
-            yield self._finish(launched)
+    def read(self, batches: Iterable[Prepared]) -> Generator[Batch, None, None]:
+        """Batches of rows in order, as `pump` does it. Raises ModelError on values that are not finite when the policy is
+        to stop."""
+        return pump(batches, self._launch, self._finish)
 
     def _launch(self, prepared: Prepared) -> _Launched:
+        """Ask the device for all rows of a batch, without waiting for them where it is a GPU."""
         values: dict[str, list[Tensor]] = {point.name: [] for point in self._hook_points}
         device, autocast = self._adapter.device, self._settings.autocast
         mixed = torch.bfloat16 if autocast == "off" else torch_dtype(autocast)
         with torch.inference_mode(), torch.autocast(device.type, mixed, enabled=autocast != "off"):
             for chunk in prepared.chunks:
                 points = [point for point in self._hook_points if point.modality == chunk.inputs.modality]
-                # Before the forward pass: a copy to the device behind it would wait for it.
-                index = {"tokens": chunk.tokens.send(device), "items": chunk.items.send(device)}
-                lengths = chunk.means.lengths.to(device, non_blocking=True)
-                captured = self._adapter.capture(chunk.inputs.send(device), points)
+                sent = self._transfers.send(chunk)
+                captured = self._adapter.capture(sent.inputs, points)
                 for point in points:
-                    rows = gather(captured[point.name], index[point.level], point.level)
+                    # A model that is spread over several devices gives each activation where it was computed.
+                    rows = gather(captured.pop(point.name).to(device), sent.rows[point.level], point.level)
                     if point.level == "tokens" and self._settings.pool == "mean":
-                        rows = average(rows, lengths)
-                    kept = rows.to(torch_dtype(self._settings.dtype)).to("cpu", non_blocking=True)
-                    values[point.name].append(kept)
-        if device.type != "cuda":
-            return _Launched(prepared, values, None)
-        done = torch.cuda.Event()
-        done.record(torch.cuda.current_stream(device))
-        return _Launched(prepared, values, done)
+                        rows = average(rows, sent.lengths)
+                    values[point.name].append(self._transfers.fetch(rows.to(torch_dtype(self._settings.dtype))))
+        return _Launched(prepared, values, self._transfers.mark())
 
     def _finish(self, launched: _Launched) -> Batch:
         if launched.done is not None:

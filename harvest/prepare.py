@@ -1,7 +1,7 @@
 """Records to model inputs, ahead of the forward pass: read in order by one thread, decoded and prepared by several."""
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -197,7 +197,7 @@ class _Pictures(NamedTuple):
     """What an image tower takes: the readable ones in order; None without any."""
 
 
-def prepare_ahead(prepare: Preparer, indices: Sequence[int], workers: int) -> Iterator[Prepared]:
+def prepare_ahead(prepare: Preparer, indices: Sequence[int], workers: int) -> Generator[Prepared, None, None]:
     """Prepared batches in order, `workers` + 1 of them in the making; an error of one surfaces in its turn.
 
     One thread reads, so that a source that is a stream is read forwards; `workers` threads decode and prepare.
