@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from statistics import NormalDist
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -15,15 +15,15 @@ from thresher.train.arch.base import Dictionary, LinearCoder
 from thresher.train.kernels import Codes, pack
 from thresher.train.protocol import Stats
 
+Fields = TypeVar("Fields", bound="PenaltyFields")
+
 
 @config
-class Relu(Dictionary):
-    """ReLU SAE with an L1 penalty (arXiv 2309.08600), unit-norm atoms."""
+class PenaltyFields(Dictionary):
+    """Fields of the architectures that a penalty on positive encoder outputs makes sparse."""
 
-    kind: Literal["relu"] = "relu"
-    """Which architecture this is."""
     l1: float = 1.0
-    """Weight of the L1 norm of a code beside the squared error of its row; where it starts when `l0` is given."""
+    """Weight of the penalty on a code, its L1 norm, beside the squared error of its row; where it starts when `l0` is given."""
     l0: float | None = None
     """Wanted L0; the weight then grows while L0 is above it and shrinks while below."""
     l0_rate: float = 0.01
@@ -38,24 +38,48 @@ class Relu(Dictionary):
         if not 0 < self.l0_rate < 1:
             raise ConfigError(f"l0_rate={self.l0_rate}: give a number between 0 and 1")
 
-    def with_l0(self, target: float) -> "Relu":
+    def with_l0(self: Fields, target: float) -> Fields:
         """The same, set to reach `target` active atoms per row: by an adaptive penalty."""
         return dataclasses.replace(self, l0=target)
 
 
-class ReluSAE(LinearCoder):
-    """Every positive encoder output is active; the penalty makes few of them positive."""
+@config
+class Relu(PenaltyFields):
+    """ReLU SAE with an L1 penalty (arXiv 2309.08600), unit-norm atoms."""
+
+    kind: Literal["relu"] = "relu"
+    """Which architecture this is."""
+
+
+class PenalizedCoder(LinearCoder):
+    """A linear encoder beside the weight `l1` of a penalty, which follows the wanted L0 where one is given."""
 
     l1: Tensor
     l1_base: Tensor
 
-    def __init__(self, settings: Relu, d_in: int, generator: torch.Generator) -> None:
+    def __init__(self, settings: PenaltyFields, d_in: int, generator: torch.Generator) -> None:
         super().__init__(d_in, settings, generator)
         self.settings = settings
         if settings.l0 is not None:
             nn.init.constant_(self.encoder_bias, -_level_exceeded_by(settings.l0 / self.d_sae))
         self.register_buffer("l1_base", torch.tensor(float(settings.l1)))
         self.register_buffer("l1", torch.tensor(float(settings.l1)))
+
+    def observe(self, stats: Stats) -> None:
+        """Set the weight so that L0 moves to the wanted one.
+
+        A proportional-integral rule in logarithms: l1_base follows by at most exp(l0_rate) per batch, and l1 differs from it
+        by the present excess (at most a factor of e), without which L0 swings around the target (measured).
+        """
+        super().observe(stats)
+        if self.settings.l0 is not None:
+            excess = (stats.parts["l0"].clamp_min(1e-3).log() - math.log(self.settings.l0)).clamp(-1, 1)
+            self.l1_base.mul_((self.settings.l0_rate * excess).exp())
+            self.l1.copy_(self.l1_base * excess.exp())
+
+
+class ReluSAE(PenalizedCoder):
+    """Every positive encoder output is active; the penalty makes few of them positive."""
 
     def encode(self, x: Float[Tensor, "row d_in"], k: int | None = None) -> Codes:
         """The positive outputs, largest first; the `k` largest when `k` is given."""
@@ -70,18 +94,6 @@ class ReluSAE(LinearCoder):
         is_active = activations.detach() > 0
         parts = {"loss": loss, "sparsity": sparsity, "l1": self.l1}
         return loss, self.describe(x, residual, is_active.sum(1), is_active.any(0), parts)
-
-    def observe(self, stats: Stats) -> None:
-        """Set the weight so that L0 moves to the wanted one.
-
-        A proportional-integral rule in logarithms: l1_base follows by at most exp(l0_rate) per batch, and l1 differs from it
-        by the present excess (at most a factor of e), without which L0 swings around the target (measured).
-        """
-        super().observe(stats)
-        if self.settings.l0 is not None:
-            excess = (stats.parts["l0"].clamp_min(1e-3).log() - math.log(self.settings.l0)).clamp(-1, 1)
-            self.l1_base.mul_((self.settings.l0_rate * excess).exp())
-            self.l1.copy_(self.l1_base * excess.exp())
 
 
 def _level_exceeded_by(share: float) -> float:
