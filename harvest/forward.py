@@ -43,6 +43,8 @@ class Reader:
         self._adapter = adapter
         self._hook_points = hook_points
         self._transfers = Transfers(adapter.device)
+        if settings.compile:
+            adapter.compile(hook_points)
 
     def read(self, batches: Iterable[Prepared]) -> Generator[Batch, None, None]:
         """Batches of rows in order, as `pump` does it. Raises ModelError on values that are not finite when the policy is

@@ -127,7 +127,8 @@ def _identify_rows(config: HarvestConfig, bounds: Mapping[str, float]) -> dict[s
     subset = {"positions_per_item": f"{config.positions_per_item} by seed {config.seed}"} if config.positions_per_item else {}
     pool = {"pool": config.pool} if config.pool != "none" else {}
     passes = {"text_passes": config.text_passes} if config.text_passes != "source" else {}
-    return outliers | subset | pool | passes
+    compiled = {"compile": True} if config.compile else {}
+    return outliers | subset | pool | passes | compiled
 
 
 def _is_finished(out: Path, identity: Mapping[str, Any]) -> bool:

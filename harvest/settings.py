@@ -41,6 +41,9 @@ class HarvestConfig:
     """Type of the stored values."""
     autocast: Literal["off", "bfloat16", "float16"] = "off"
     """Mixed precision of the forward pass; off gives the model's own values exactly."""
+    compile: bool = False
+    """Compile the parts of the model between the hook points (torch.compile): faster on a GPU after a minute of compiling;
+    values may differ in the last bits from those of the model as it is."""
     batch_size: int = 64
     """Records per forward pass; texts go in passes of at most so many."""
     text_passes: Literal["source", "length"] = "source"

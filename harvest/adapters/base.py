@@ -161,6 +161,14 @@ class Adapter(Protocol):
         """
         ...
 
+    def compile(self, hook_points: Sequence[HookPoint]) -> None:
+        """Make later captures of these hook points, or some of them, faster by torch.compile; values may differ in the last
+        bits. Other places inside of what is compiled can no longer be read or replaced, which is an error.
+
+        Raises ModelError when torch cannot compile the model on this machine.
+        """
+        ...
+
     def splice(self, hook_point: str, function: Function) -> AbstractContextManager[None]:
         """While the block runs, the model goes on with `function(activations)` at `hook_point`.
 

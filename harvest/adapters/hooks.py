@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from thresher.data.records import Modality
 from thresher.errors import ModelError
 from thresher.harvest.adapters.base import Function, HookPoint, ImageTransform, Inputs
+from thresher.harvest.adapters.compilation import compile_parts, find_parts
 from thresher.harvest.adapters.lookup import expand, find_tap
 from thresher.harvest.adapters.names import MODULE, split_heads
 from thresher.harvest.adapters.taps import Tap, Tower
@@ -34,6 +35,7 @@ class HookedModel:
         self._towers: Mapping[Modality, Tower] = towers
         self._device = device
         self._running: Inputs | None = None
+        self._compiled: list[nn.Module] = []
         self._towers = self._keep_reached(towers)
 
     @property
@@ -110,10 +112,27 @@ class HookedModel:
             self._watch(inputs, seen, record)
         return {point.name: _check_shape(point, _only(point.name, seen[point.name]), inputs) for point in hook_points}
 
+    def compile(self, hook_points: Sequence[HookPoint]) -> None:
+        """Compile what lies between these hook points; see `Adapter.compile`."""
+        # Takes a second.
+        from torch._dynamo.exc import TorchDynamoException
+
+        watched = [find_tap(self.model, self._towers, point.name).module for point in hook_points]
+        self._compiled = find_parts(self.model, watched)
+        compile_parts(self._compiled)
+        for modality in dict.fromkeys(point.modality for point in hook_points):
+            inputs = self._towers[modality].blank().send(self._device)
+            try:
+                with torch.inference_mode():
+                    self.capture(inputs, [point for point in hook_points if point.modality == modality])
+            except TorchDynamoException as error:
+                reason = str(error).strip().partition("\n")[0]
+                raise ModelError(f"torch.compile cannot do this model here ({reason}); set compile=false") from error
+
     @contextmanager
     def splice(self, hook_point: str, function: Function) -> Generator[None, None, None]:
         """While the block runs, the model goes on with `function(activations)` at `hook_point`."""
-        tap = find_tap(self.model, self._towers, hook_point)
+        tap = self._find(hook_point)
 
         def replace(payload: Any) -> Any:
             inputs = self._running
@@ -142,11 +161,18 @@ class HookedModel:
 
             return hook
 
-        taps = {name: find_tap(self.model, self._towers, name) for name in names}
+        taps = {name: self._find(name) for name in names}
         with ExitStack() as hooks:
             for name, tap in taps.items():
                 hooks.callback(tap.attach(observe(name, tap)).remove)
             self.forward(inputs)
+
+    def _find(self, name: str) -> Tap:
+        """The tap of a name. Raises ModelError when it is inside of what was compiled, where no hook is called."""
+        tap = find_tap(self.model, self._towers, name)
+        if any(tap.module is inner for part in self._compiled for inner in list(part.modules())[1:]):
+            raise ModelError(f"hook point {name}: the model was compiled for others; open it again to read this one")
+        return tap
 
     def _probe(self, modality: Modality, tower: Tower, names: Sequence[str]) -> Iterable[HookPoint]:
         """The hook points among `names` that this tower's forward pass reaches."""

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -32,6 +32,8 @@ class HubModel:
     """Branch, tag or commit on the hub."""
     precision: Precision = "float32"
     """What the model computes in."""
+    attention: Literal["auto", "eager", "sdpa", "flash_attention_2", "flex_attention"] = "auto"
+    """Implementation of attention in transformers: its own choice (`sdpa` where the model has it), or one by name."""
 
 
 @config
@@ -48,7 +50,8 @@ class HubTextModel(HubModel):
 
 def load_model(settings: HubModel, auto: str) -> Any:
     """A model by the name of its Auto class, ready to be read. Raises ModelError when it cannot be had."""
-    return _load(settings, auto, dtype=torch_dtype(settings.precision)).eval().requires_grad_(requires_grad=False)
+    chosen = {} if settings.attention == "auto" else {"attn_implementation": settings.attention}
+    return _load(settings, auto, dtype=torch_dtype(settings.precision), **chosen).eval().requires_grad_(requires_grad=False)
 
 
 def load_parts(settings: HubModel, *autos: str) -> list[Any]:
@@ -77,6 +80,7 @@ def identify(kind: str, settings: HubModel, model: Any, **more: Any) -> Mapping[
         "revision": getattr(model.config, "_commit_hash", None) or settings.revision,
         "precision": settings.precision,
         "weights": fingerprint_weights(model),
+        **({} if settings.attention == "auto" else {"attention": settings.attention}),
         **more,
     }
 
