@@ -15,7 +15,20 @@ from timing import alternate
 from torch import Tensor, nn
 from torch.nn import functional
 
-from thresher.train.arch import BatchTopK, JumpRelu, MatchingPursuit, Matryoshka, OrthogonalPursuit, Relu, TopK, build
+from thresher.train.arch import (
+    AbsTopK,
+    BatchTopK,
+    Gated,
+    JumpRelu,
+    MatchingPursuit,
+    Matryoshka,
+    NestedTopK,
+    OrthogonalPursuit,
+    PAnneal,
+    Relu,
+    TopK,
+    build,
+)
 from thresher.train.loop import fit
 from thresher.train.optimizer import OptimizerConfig, make_adam
 
@@ -75,6 +88,10 @@ def make_configs(d_sae: int, k: int) -> dict[str, object]:
         "matryoshka": Matryoshka(d_sae=d_sae, k=float(k)),
         "relu": Relu(d_sae=d_sae, l0=float(k)),
         "jumprelu": JumpRelu(d_sae=d_sae, l0=float(k)),
+        "gated": Gated(d_sae=d_sae, l0=float(k)),
+        "abs_topk": AbsTopK(d_sae=d_sae, k=k),
+        "p_anneal": PAnneal(d_sae=d_sae, l0=float(k), anneal_from=0, anneal_until=1),
+        "msae": NestedTopK(d_sae=d_sae, k=k),
     }
 
 

@@ -14,7 +14,19 @@ from thresher.config import dump_config
 from thresher.data.store import open_store
 from thresher.data.stream import StreamConfig
 from thresher.errors import CheckpointError, ConfigError, StoreError, ThresherError
-from thresher.train.arch import Architecture, BatchTopK, JumpRelu, MatchingPursuit, Matryoshka, Relu, TopK
+from thresher.train.arch import (
+    AbsTopK,
+    Architecture,
+    BatchTopK,
+    Gated,
+    JumpRelu,
+    MatchingPursuit,
+    Matryoshka,
+    NestedTopK,
+    PAnneal,
+    Relu,
+    TopK,
+)
 from thresher.train.checkpoint import load_sae
 from thresher.train.config import TrainConfig
 from thresher.train.evaluate import evaluate
@@ -113,6 +125,10 @@ def test_planted_atoms_are_recovered(make_store, planted_atoms, tmp_path) -> Non
         BatchTopK(d_sae=32, k=2.5),
         JumpRelu(d_sae=32, l0=3.0),
         Matryoshka(d_sae=32, k=2.5),
+        Gated(d_sae=32, l0=3.0),
+        AbsTopK(d_sae=32, k=2, dead_after=500),
+        PAnneal(d_sae=32, l0=3.0, anneal_from=5, anneal_until=35, n_powers=6, n_remembered=3),
+        NestedTopK(d_sae=32, k=2),
     ],
     ids=lambda sae: sae.kind,
 )

@@ -5,17 +5,31 @@ from typing import Annotated
 import pydantic
 import torch
 
+from thresher.train.arch.abs_topk import AbsTopK, AbsTopKSAE
 from thresher.train.arch.batch_topk import BatchTopK, BatchTopKSAE
+from thresher.train.arch.gated import Gated, GatedSAE
 from thresher.train.arch.jumprelu import JumpRelu, JumpReluSAE
 from thresher.train.arch.matryoshka import Matryoshka, MatryoshkaSAE
 from thresher.train.arch.mp import MatchingPursuit, MatchingPursuitSAE
+from thresher.train.arch.msae import NestedTopK, NestedTopKSAE
 from thresher.train.arch.omp import OrthogonalPursuit, OrthogonalPursuitSAE
+from thresher.train.arch.p_anneal import PAnneal, PAnnealSAE
 from thresher.train.arch.relu import Relu, ReluSAE
 from thresher.train.arch.topk import TopK, TopKSAE
 from thresher.train.protocol import SAE
 
 Architecture = Annotated[
-    MatchingPursuit | OrthogonalPursuit | Relu | TopK | BatchTopK | JumpRelu | Matryoshka,
+    MatchingPursuit
+    | OrthogonalPursuit
+    | Relu
+    | TopK
+    | BatchTopK
+    | JumpRelu
+    | Matryoshka
+    | Gated
+    | AbsTopK
+    | PAnneal
+    | NestedTopK,
     pydantic.Field(discriminator="kind"),
 ]
 """Config of any architecture; its `kind` says which."""
@@ -39,15 +53,27 @@ def build(config: Architecture, d_in: int, seed: int) -> SAE:
             return JumpReluSAE(config, d_in, generator)
         case Matryoshka():
             return MatryoshkaSAE(config, d_in, generator)
+        case Gated():
+            return GatedSAE(config, d_in, generator)
+        case AbsTopK():
+            return AbsTopKSAE(config, d_in, generator)
+        case PAnneal():
+            return PAnnealSAE(config, d_in, generator)
+        case NestedTopK():
+            return NestedTopKSAE(config, d_in, generator)
 
 
 __all__ = [
+    "AbsTopK",
     "Architecture",
     "BatchTopK",
+    "Gated",
     "JumpRelu",
     "MatchingPursuit",
     "Matryoshka",
+    "NestedTopK",
     "OrthogonalPursuit",
+    "PAnneal",
     "Relu",
     "TopK",
     "build",
