@@ -120,6 +120,19 @@ def test_a_copy_of_an_atom_is_never_picked_beside_it(method: str) -> None:
     assert residual.norm() < 1e-12 * x.norm()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("method", ["reference", "residual"])
+def test_what_is_padding_is_exactly_zero(method: str, dtype: torch.dtype) -> None:
+    """More steps than dimensions, copies of atoms, a row of zeros: never more picks than are independent."""
+    x, dictionary = (tensor.detach() for tensor in draw(40, 16, 60, dtype=dtype))
+    x[2] = 0
+    for atoms, k, rank in ((dictionary, 60, 16), (dictionary[:5].repeat(2, 1), 10, 5)):
+        codes, _ = orthogonal_pursue(x, atoms, k, sign="abs", method=method)
+        assert int((codes.values != 0).sum(1).max()) <= rank
+        assert not codes.indices[codes.values == 0].any()
+        assert not codes.values[2].any()
+
+
 def test_relu_rules_the_choice_and_not_the_fit() -> None:
     x, dictionary = (part.detach() for part in draw(200, 8, 12))
     codes, _ = orthogonal_pursue(x, dictionary, 6)

@@ -56,7 +56,7 @@ class _Chunk:
                 self.drop_finished()
                 if not len(self.rows):
                     return
-        self.write(torch.ones_like(self.is_going))
+        self.write(slice(None))
 
     def choose(self, dictionary: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """The best atoms not picked yet, and their inner products with the residual."""
@@ -91,13 +91,13 @@ class _Chunk:
 
     def drop_finished(self) -> None:
         """Write down the rows that have stopped and keep the others."""
-        self.write(~self.is_going)
+        self.write((~self.is_going).nonzero()[:, 0])
         keep = self.is_going.nonzero()[:, 0]
         self.rows, self.left, self.norm = self.rows[keep], self.left[keep], self.norm[keep]
         self.indices, self.is_going, self.parts = self.indices[keep], self.is_going[keep], self.parts[keep]
         self.basis, self.triangle = self.basis[keep], self.triangle[keep]
 
-    def write(self, which: Tensor) -> None:
+    def write(self, which: Tensor | slice) -> None:
         """Put the results of these rows where they belong."""
         indices, values, residual = self.found
         fitted = torch.linalg.solve_triangular(self.triangle, self.parts[:, :, None], upper=True)[:, :, 0]

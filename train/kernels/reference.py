@@ -58,7 +58,8 @@ def pursue_orthogonally(
     with torch.no_grad():
         indices, is_going = _choose_orthogonally(x, dictionary, rule)
         indices = torch.where(is_going, indices, 0)
-    values = _fit(x, dictionary[indices] * is_going[:, :, None])
+    # The fit gives atoms of zeros rounding noise.
+    values = torch.where(is_going, _fit(x, dictionary[indices] * is_going[:, :, None]), 0)
     return Codes(indices, values), x - (values[:, :, None] * dictionary[indices]).sum(1)
 
 
