@@ -1,7 +1,10 @@
 """Laws of what a pursuit refuses, of what is prepared for it, and of empty batches."""
 
+import math
+import re
 import subprocess
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from typing import get_args
 
 import pytest
@@ -9,12 +12,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from thresher.train.kernels import Method, has_numba, orthogonal_pursue, prepare, pursue, pursue_nested
-from thresher.train.kernels.check import check_shapes
+from thresher.train.kernels import Method, has_numba, orthogonal_pursue, prepare, pursue, pursue_nested, sparse_decode
+from thresher.train.kernels.check import check_rule, check_shapes
+from thresher.train.kernels.rule import Rule
 
 METHODS: tuple[Method, ...] = ("auto", "reference", "residual", "gram") + (
     ("numba_gram", "numba_certified") if has_numba() else ()
 )
+NOTHING = nullcontext()
 PREPARED = tuple(method for method in METHODS if method != "auto")
 
 
@@ -68,9 +73,79 @@ def test_what_does_not_fit_together_is_refused() -> None:
             function(x, dictionary[:0], 2)
     # jaxtyping is on in tests and refuses these before the functions do.
     with pytest.raises(ValueError, match="x has width 7, the dictionary 8"):
-        check_shapes(x[:, :7], dictionary, 2)
+        check_shapes(x[:, :7], dictionary)
     with pytest.raises(ValueError, match=r"x holds torch\.int64"):
-        check_shapes(x.long(), dictionary, 2)
+        check_shapes(x.long(), dictionary)
+    for shape in ((8,), (2, 15, 8)):
+        with pytest.raises(ValueError, match=rf"x has shape {re.escape(str(list(shape)))}: give a matrix"):
+            check_shapes(x.flatten()[: math.prod(shape)].view(shape), dictionary)
+
+
+def test_a_rule_that_cannot_be_followed_is_refused_and_not_read_as_another() -> None:
+    x, dictionary = draw()
+    for function in (pursue, orthogonal_pursue, pursue_nested):
+        for tol in (-0.1, float("nan")):
+            with pytest.raises(ValueError, match=f"residual_tol={tol}"):
+                function(x, dictionary, 2, residual_tol=tol)
+    with pytest.raises(ValueError, match="k=41: without repeats, pick at most 40"):
+        pursue(x, dictionary, 41, reselect=False)
+    # jaxtyping is on in tests and refuses these before the functions do.
+    for sign in ("positive", "", None):
+        with pytest.raises(ValueError, match=f"sign={sign!r}: choose one of relu, signed, abs"):
+            check_rule(Rule(2, None, sign, True), 40)  # type: ignore[arg-type]
+
+
+def pursue_every_way(
+    method: Method, x: Tensor, dictionary: Tensor, context: AbstractContextManager[object] = NOTHING
+) -> list[Tensor]:
+    """Codes, residuals and gradients of what has this method; backward outside of the context, as torch wants it."""
+    x, dictionary = x.clone().requires_grad_(), dictionary.clone().requires_grad_()
+    found: list[Tensor] = []
+    for function in (pursue, orthogonal_pursue) if method in ("auto", "reference", "residual") else (pursue,):
+        with context:
+            codes, residual = function(x, dictionary, 5, method=method, residual_tol=0.2)
+            decoded = sparse_decode(codes, dictionary)
+        gradients = torch.autograd.grad(residual.square().sum() + decoded.sum() + codes.values.sum(), [x, dictionary])
+        found += [*codes, residual, decoded.detach(), *gradients]
+    return found
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_autocast_and_defaults_of_torch_change_no_bit(method: Method) -> None:
+    """With products in bfloat16 the picks would be others, and the residual not float32."""
+    x, dictionary = draw(50, 16, 600)
+    expected = pursue_every_way(method, x, dictionary)
+    found = [pursue_every_way(method, x, dictionary, torch.autocast("cpu", torch.bfloat16))]
+    try:
+        torch.set_default_dtype(torch.float64)
+        found.append(pursue_every_way(method, x, dictionary))
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device("meta")
+        found.append(pursue_every_way(method, x, dictionary))
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
+    for each in found:
+        for got, wanted in zip(each, expected, strict=True):
+            assert got.dtype == wanted.dtype
+            assert torch.equal(got, wanted)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_rows_and_atoms_may_lie_anyhow_in_memory(method: Method) -> None:
+    """Transposed, every second row, one row for all."""
+    x, dictionary = draw(60, 16, 300)
+    kept, steps = x.T.contiguous().T[::2], dictionary.T.contiguous().T
+    assert not kept.is_contiguous()
+    assert not steps.is_contiguous()
+    for given, plain in ((kept, x[::2]), (x[:1].expand(7, 16), x[:1].repeat(7, 1))):
+        found = []
+        for rows, atoms in ((given, steps), (plain, dictionary)):
+            leaves = rows.detach().requires_grad_(), atoms.detach().requires_grad_()
+            codes, residual = pursue(*leaves, 5, method=method)
+            found.append((*codes, residual, *torch.autograd.grad(residual.sum() + codes.values.sum(), leaves)))
+        for got, expected in zip(*found, strict=True):
+            torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.skipif(not has_numba(), reason="numba is not installed: pip install 'thresher[native]'")
@@ -137,6 +212,10 @@ def test_what_was_prepared_for_something_else_is_refused() -> None:
         pursue(x, dictionary[:-1], 2, prepared=prepared)
     with pytest.raises(ValueError, match="prepare again"):
         pursue(x.double(), dictionary, 2, prepared=prepared)
+    other = dictionary.clone()
+    other[[3, 7]] = other[[7, 3]]
+    with pytest.raises(ValueError, match=r"dictionary: rows 3, 7 \(2 of 40\) are not what was prepared; prepare again"):
+        pursue(x, other, 2, prepared=prepared)
     with pytest.raises(ValueError, match="auto"):
         prepare(dictionary, "auto")
 

@@ -1,20 +1,23 @@
 """What the input of a pursuit must be like. The checks of values make the host wait for the device."""
 
+from typing import get_args
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+
+from thresher.train.kernels.rule import Rule, Sign
 
 NORM_TOLERANCE = 1e-4
 """How far a norm may be from 1; in half precision as far as one rounding of the type moves it."""
 NAMED_AT_MOST = 5
 
 
-def check_shapes(x: Tensor, dictionary: Tensor, k: int, *, k_at_most: int | None = None) -> None:
-    """Raise ValueError for numbers that are not real, widths or devices that differ, and `k` below 1 or above `k_at_most`.
-
-    x is [row, d_in], the dictionary [d_sae, d_in].
-    """
+def check_shapes(x: Tensor, dictionary: Tensor) -> None:
+    """Raise ValueError unless x is [row, d_in] and the dictionary [d_sae, d_in], of real numbers and on one device."""
     for name, tensor in (("x", x), ("the dictionary", dictionary)):
+        if tensor.ndim != 2:
+            raise ValueError(f"{name} has shape {list(tensor.shape)}: give a matrix, one vector of d_in numbers per row")
         if not tensor.is_floating_point():
             raise ValueError(f"{name} holds {tensor.dtype}: give real floating-point numbers")
     if x.shape[1] != dictionary.shape[1]:
@@ -23,10 +26,18 @@ def check_shapes(x: Tensor, dictionary: Tensor, k: int, *, k_at_most: int | None
         raise ValueError(f"x is on {x.device}, the dictionary on {dictionary.device}: move one of them")
     if dictionary.shape[0] == 0:
         raise ValueError(f"the dictionary has shape {list(dictionary.shape)}: it needs at least one atom")
-    if k < 1:
-        raise ValueError(f"k={k}: pick at least 1 atom per row")
-    if k_at_most is not None and k > k_at_most:
-        raise ValueError(f"k={k}: without repeats, pick at most {k_at_most} atoms, all that there are")
+
+
+def check_rule(rule: Rule, d_sae: int) -> None:
+    """Raise ValueError for a rule that no pursuit over `d_sae` atoms can follow."""
+    if rule.k < 1:
+        raise ValueError(f"k={rule.k}: pick at least 1 atom per row")
+    if not rule.reselect and rule.k > d_sae:
+        raise ValueError(f"k={rule.k}: without repeats, pick at most {d_sae} atoms, all that there are")
+    if rule.sign not in get_args(Sign):
+        raise ValueError(f"sign={rule.sign!r}: choose one of {', '.join(get_args(Sign))}")
+    if rule.residual_tol is not None and not rule.residual_tol >= 0:
+        raise ValueError(f"residual_tol={rule.residual_tol}: give a fraction of the row's norm, 0 or more, or None")
 
 
 @torch.no_grad()
@@ -48,6 +59,14 @@ def check_atoms(dictionary: Float[Tensor, "d_sae d_in"]) -> None:
     if bad.any():
         found = ", ".join(f"{norm:.6g}" for norm in norms[bad][:NAMED_AT_MOST].tolist())
         raise ValueError(f"dictionary: {_name(bad)} must have norm 1, found {found}; scale the atoms to unit norm first")
+
+
+@torch.no_grad()
+def check_same(prepared: Float[Tensor, "d_sae d_in"], dictionary: Float[Tensor, "d_sae d_in"]) -> None:
+    """Raise ValueError naming atoms of the dictionary that differ from those that were prepared."""
+    differs = (prepared != dictionary).any(1)
+    if differs.any():
+        raise ValueError(f"dictionary: {_name(differs)} are not what was prepared; prepare again after a change")
 
 
 def _name(bad: Bool[Tensor, "row"]) -> str:

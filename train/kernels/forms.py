@@ -75,7 +75,7 @@ def argmax_first(scores: Float[Tensor, "row d_sae"]) -> Int[Tensor, "row"]:
     blocks = scores[:, :whole].unflatten(1, (-1, ARGMAX_BLOCK))
     block_max = blocks.amax(2)
     block = block_max.argmax(1, keepdim=True)
-    inside = blocks[torch.arange(len(scores)), block[:, 0]].argmax(1)
+    inside = blocks[torch.arange(len(scores), device=scores.device), block[:, 0]].argmax(1)
     best = block[:, 0] * ARGMAX_BLOCK + inside
     if whole == n:
         return best

@@ -7,9 +7,10 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from thresher.train.kernels.check import check_atoms, check_rows, check_shapes
+from thresher.train.kernels.check import check_atoms, check_rows, check_rule, check_shapes
 from thresher.train.kernels.codes import Codes
 from thresher.train.kernels.orthogonal_form import Picked, pursue_by_basis
+from thresher.train.kernels.precision import keep_types
 from thresher.train.kernels.reference import pursue_orthogonally
 from thresher.train.kernels.rule import Method, Rule, Sign
 from thresher.train.kernels.sparse import scatter_rows
@@ -41,7 +42,9 @@ def orthogonal_pursue(
     dictionary per step. The Gram form loses here, because step t needs t rows of it (measured 1.5 to 2.5 times slower).
     Raises ValueError as `pursue` does, for more than d_sae steps and for other methods.
     """
-    check_shapes(x, dictionary, k, k_at_most=dictionary.shape[0])
+    rule = Rule(k, residual_tol, sign, reselect=False)
+    check_shapes(x, dictionary)
+    check_rule(rule, dictionary.shape[0])
     if method not in ("auto", "reference", "residual"):
         raise ValueError(f"method={method!r}: orthogonal pursuit has 'reference' and 'residual'; leave it at 'auto'")
     if check:
@@ -49,10 +52,10 @@ def orthogonal_pursue(
         check_atoms(dictionary)
     dtype = torch.promote_types(torch.promote_types(x.dtype, dictionary.dtype), torch.float32)
     x, dictionary = x.to(dtype), dictionary.to(dtype)
-    rule = Rule(k, residual_tol, sign, reselect=False)
-    if method == "reference":
-        return pursue_orthogonally(x, dictionary, rule)
-    indices, values, residual = _apply(x, dictionary, rule)
+    with keep_types(x.device):
+        if method == "reference":
+            return pursue_orthogonally(x, dictionary, rule)
+        indices, values, residual = _apply(x, dictionary, rule)
     return Codes(indices, values), residual
 
 

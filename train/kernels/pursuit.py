@@ -7,11 +7,12 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from thresher.train.kernels.check import check_atoms, check_rows, check_shapes
+from thresher.train.kernels.check import check_atoms, check_rows, check_rule, check_same, check_shapes
 from thresher.train.kernels.choose import choose_method
 from thresher.train.kernels.codes import Codes
 from thresher.train.kernels.engines import check_support, find_engine, has_bf16, has_numba, has_triton, prepare
 from thresher.train.kernels.forms import Picked
+from thresher.train.kernels.precision import keep_types
 from thresher.train.kernels.prepared import Prepared
 from thresher.train.kernels.reference import pursue_plainly
 from thresher.train.kernels.rule import Method, Rule, Sign
@@ -38,24 +39,29 @@ def pursue(
     `abs`.
 
     Differentiable once with respect to `x` and `dictionary` through values and residual, in O(row k d_in) time and with
-    only indices, values and residual saved. Half-precision inputs are computed in float32 and give float32.
+    only indices, values and residual saved. Half-precision inputs are computed in float32 and give float32, also under
+    `torch.autocast`; `torch.set_float32_matmul_precision` does decide how exactly `residual` and `gram` compare atoms.
 
     `prepared` (from `prepare`, for this very dictionary) saves deriving the same again; its method then counts. The
     gradient goes to `dictionary` all the same. Raises ValueError for shapes, types and devices that do not fit and, unless
-    `check` is off, for atoms without unit norm and for NaN: looking at values costs a pass over the inputs and makes the
-    host wait for a GPU. Without it atoms of any norm are taken as they are.
+    `check` is off, for atoms without unit norm, for NaN and for what was prepared from other atoms: looking at values costs
+    a pass over the inputs and makes the host wait for a GPU. Without it atoms of any norm are taken as they are.
     """
-    check_shapes(x, dictionary, k, k_at_most=None if reselect else dictionary.shape[0])
+    rule = Rule(k, residual_tol, sign, reselect)
+    check_shapes(x, dictionary)
+    check_rule(rule, dictionary.shape[0])
     if check:
         check_rows(x)
         check_atoms(dictionary)
     dtype = torch.promote_types(torch.promote_types(x.dtype, dictionary.dtype), torch.float32)
     x, dictionary = x.to(dtype), dictionary.to(dtype)
-    rule = Rule(k, residual_tol, sign, reselect)
     method = resolve_method(method, prepared, x, dictionary, k)
-    if method == "reference":
-        return pursue_plainly(x, dictionary, rule)
-    indices, values, residual = _apply(x, dictionary, prepared or prepare(dictionary, method), rule)
+    if check and prepared is not None:
+        check_same(prepared.dictionary, dictionary)
+    with keep_types(x.device):
+        if method == "reference":
+            return pursue_plainly(x, dictionary, rule)
+        indices, values, residual = _apply(x, dictionary, prepared or prepare(dictionary, method), rule)
     return Codes(indices, values), residual
 
 

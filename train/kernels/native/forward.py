@@ -78,7 +78,7 @@ def run_certified(
     tables, terms = tabulate(prepared, candidates_at_most), _read(rule)
     assert prepared.low is not None
     indices, values, residual = found = _allocate(x, rule.k)
-    counts = torch.zeros(len(x), 2, dtype=torch.int64)
+    counts = x.new_zeros(len(x), 2, dtype=torch.int64)
     for rows in _chunk(len(x), len(prepared.dictionary)):
         low = x[rows].bfloat16()
         scores = low @ prepared.low.T
@@ -113,7 +113,8 @@ def _read(rule: Rule) -> Terms:
 
 def _allocate(x: Tensor, k: int) -> Picked:
     """Codes that are padding everywhere, and the rows: what the loops start from."""
-    return torch.zeros(len(x), k, dtype=torch.int64), torch.zeros(len(x), k), x.clone(memory_format=torch.contiguous_format)
+    indices, values = x.new_zeros(len(x), k, dtype=torch.int64), x.new_zeros(len(x), k)
+    return indices, values, x.clone(memory_format=torch.contiguous_format)
 
 
 def _chunk(n_rows: int, n_atoms: int) -> Iterator[slice]:

@@ -38,7 +38,7 @@ def compute_gram(
 def largest_off_diagonal(gram: Float[Tensor, "d_sae d_sae"]) -> Float[Tensor, "d_sae"]:
     """The largest absolute value of each row of a bfloat16 matrix, without its diagonal."""
     bits = gram.view(torch.int16).numpy()
-    largest = torch.empty(len(bits), dtype=torch.int16)
+    largest = gram.new_empty(len(bits), dtype=torch.int16)
     share_rows(len(bits), measure, bits, largest.numpy())
     return largest.view(torch.bfloat16).float()
 
