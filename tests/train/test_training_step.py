@@ -12,13 +12,24 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from thresher.testing.coder import CoderSuite
-from thresher.train.arch import Architecture, BatchTopK, JumpRelu, MatchingPursuit, Matryoshka, Relu, TopK, build
+from thresher.train.arch import (
+    Architecture,
+    BatchTopK,
+    JumpRelu,
+    MatchingPursuit,
+    Matryoshka,
+    OrthogonalPursuit,
+    Relu,
+    TopK,
+    build,
+)
 from thresher.train.arch.base import remove_radial_gradient
 from thresher.train.arch.mp import MatchingPursuitSAE, pick_directions
+from thresher.train.arch.reuse import LastPrepared
 from thresher.train.arch.selection import find_topk, repair, screen_topk
 from thresher.train.arch.topk import TopKSAE
 from thresher.train.codes import mark_fired
-from thresher.train.kernels import Codes, Method, pursue
+from thresher.train.kernels import Codes, Method, prepare, pursue
 from thresher.train.loop import fit
 from thresher.train.optimizer import OptimizerConfig, make_adam
 from thresher.train.protocol import SAE
@@ -79,6 +90,7 @@ class TestTopKSelectedInBfloat16(CoderSuite):
         MatchingPursuit(d_sae=64, k=4, method="gram"),
         MatchingPursuit(d_sae=64, k=4, method="gram", dropout=0.3, gradient="raw", revive=0.1, redraw=4),
         MatchingPursuit(d_sae=64, k=4, method="residual", residual_tol=0.1, sign="abs", revive=0.1, revive_when="batch"),
+        OrthogonalPursuit(d_sae=64, k=4, sign="abs", residual_tol=0.1),
         Relu(d_sae=64, l0=4.0),
         TopK(d_sae=64, k=4),
         TopK(d_sae=64, k=4, selection="bf16"),
@@ -302,6 +314,37 @@ def test_a_dictionary_is_prepared_once_for_many_batches_and_leaves_no_trace() ->
     assert twin._prepared.find(twin.dictionary, "gram") is not first
 
 
+@pytest.mark.parametrize("method", ["gram", "numba_certified"])
+def test_what_was_found_is_never_written_over_and_what_is_renewed_is(method: Method) -> None:
+    """Another thread may still encode with what was found; a training step is over before the next."""
+    if method.startswith("numba"):
+        pytest.importorskip("numba")
+    first, second = (functional.normalize(plant(D_SAE, seed=seed), dim=1) for seed in (1, 2))
+    kept, fresh = LastPrepared(), prepare(first, method)
+    found = kept.find(first, method)
+    kept.renew(second, method)
+    kept.find(second, method)
+    for got, expected in zip(found, fresh, strict=True):
+        assert got is expected or torch.equal(got, expected)  # type: ignore[arg-type]
+    memory = kept.renew(first, method).gram
+    again = kept.renew(second, method).gram
+    assert memory is not None
+    assert again is not None
+    assert memory.data_ptr() == again.data_ptr()
+    assert torch.equal(again, prepare(second, method).gram)
+
+
+def test_two_losses_may_wait_for_one_backward() -> None:
+    """The second writes over the Gram matrix of the first, which no gradient needs."""
+    x = [plant(64, seed=seed) for seed in (1, 2)]
+    apart, together = make_pursuit(method="gram"), make_pursuit(method="gram")
+    for rows in x:
+        apart.loss(rows)[0].backward()
+    (together.loss(x[0])[0] + together.loss(x[1])[0]).backward()
+    torch.testing.assert_close(together.dictionary.grad, apart.dictionary.grad)
+    torch.testing.assert_close(together.bias.grad, apart.bias.grad)
+
+
 def test_what_inference_prepared_serves_gradients() -> None:
     sae, x = make_pursuit(method="gram"), plant(64)
     with torch.inference_mode():
@@ -310,6 +353,12 @@ def test_what_inference_prepared_serves_gradients() -> None:
     plain = make_pursuit(method="reference")
     plain.encode(x).values.sum().backward()
     torch.testing.assert_close(sae.dictionary.grad, plain.dictionary.grad, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("config", [MatchingPursuit(d_sae=40, k=3), OrthogonalPursuit(d_sae=40, k=3), TopK(d_sae=40, k=3)])
+def test_no_atom_per_row_is_refused_and_not_taken_for_the_default(config: Architecture) -> None:
+    with pytest.raises(ValueError, match="k=0"):
+        build(config, 16, 0).encode(plant(4), 0)
 
 
 def test_rows_that_are_not_finite_and_atoms_without_unit_norm_are_refused() -> None:

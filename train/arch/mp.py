@@ -106,7 +106,7 @@ class MatchingPursuitSAE(Coder):
         What the method derives from the dictionary is kept until the dictionary changes or is trained. Raises
         ValueError for rows that are not finite and for atoms without unit norm.
         """
-        k = k or self.settings.k
+        k = self.settings.k if k is None else k
         method, prepared = self._prepare_encoding(x, k)
         return self._pursue(x, self.dictionary, k, method=method, prepared=prepared)[0]
 

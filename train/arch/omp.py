@@ -53,7 +53,7 @@ class OrthogonalPursuitSAE(Coder):
 
     def encode(self, x: Float[Tensor, "row d_in"], k: int | None = None) -> Codes:
         """The picks of `k` steps, also more than in training; fewer steps pick a prefix of them and fit it anew."""
-        return self._pursue(x, self.dictionary, k or self.settings.k, check=True)[0]
+        return self._pursue(x, self.dictionary, self.settings.k if k is None else k, check=True)[0]
 
     def loss(self, x: Float[Tensor, "row d_in"]) -> tuple[Float[Tensor, ""], Stats]:
         """Mean squared residual per dimension."""

@@ -46,8 +46,10 @@ class TopKSAE(LinearCoder):
         self.settings = settings
 
     def encode(self, x: Float[Tensor, "row d_in"], k: int | None = None) -> Codes:
-        """The `k` largest positive outputs, largest first."""
-        k = min(k or self.settings.k, self.d_sae)
+        """The `k` largest positive outputs, largest first. Raises ValueError for `k` below 1."""
+        k = min(self.settings.k if k is None else k, self.d_sae)
+        if k < 1:
+            raise ValueError(f"k={k}: keep at least 1 atom per row")
         arguments = (x - self.bias, self.encoder, self.encoder_bias)
         if self.settings.selection == "bf16":
             return self.activate(x, repair(screen_topk(*arguments, k), *arguments))
