@@ -1,0 +1,112 @@
+"""From our checkpoints to other libraries' folders and back."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal, NamedTuple
+
+from thresher.data.store import open_store
+from thresher.errors import CheckpointError
+from thresher.runs import refuse_foreign
+from thresher.train import checkpoint
+from thresher.train.checkpoint import TrainedSAE, save_sae
+from thresher.train.exchange import dictionary_learning, overcomplete, saebench, saelens, sparsify
+from thresher.train.exchange.files import NOTE, Names, read_json
+from thresher.train.exchange.plain import fold, unfold
+
+Format = Literal["saelens", "dictionary-learning", "sparsify", "overcomplete", "saebench"]
+"""Libraries whose folders are known."""
+FORMATS: Mapping[Format, ModuleType] = {
+    "saelens": saelens,
+    "dictionary-learning": dictionary_learning,
+    "sparsify": sparsify,
+    "overcomplete": overcomplete,
+    "saebench": saebench,
+}
+
+
+class Converted(NamedTuple):
+    """A folder that was written."""
+
+    folder: Path
+    lost: Sequence[str]
+    """What the other side cannot say; empty where codes and reconstructions are the same."""
+
+
+def export_sae(
+    trained: TrainedSAE,
+    out: Path,
+    to: Format,
+    *,
+    hook_point: str | None = None,
+    model_name: str | None = None,
+    hook_name: str | None = None,
+    lossy: bool = False,
+) -> Converted:
+    """Write a dictionary as another library's folder: raw activations in, codes in their units (ours over the scale of the
+    normaliser, which `thresher.json` records as `code_scale`), the normaliser folded in.
+
+    `model_name` and `hook_name` are what that library calls model and hook point, by default as the store does.
+    Raises CheckpointError that says what would be lost, unless `lossy`; always where nothing there comes near.
+    """
+    plain = fold(trained, hook_point)
+    lost = FORMATS[to].find_losses(plain)
+    _refuse_losses(lost, f"{to} cannot express this dictionary", lossy=lossy)
+    names = Names(model_name or _find_model(trained), hook_name or str(plain.origin["hook_point"]))
+    refuse_foreign(out, [NOTE])
+    FORMATS[to].write(plain, out, names, lost)
+    return Converted(out, lost)
+
+
+def import_sae(
+    folder: Path, out: Path, *, hook_point: str | None = None, store: Path | None = None, lossy: bool = False
+) -> Converted:
+    """Write a checkpoint of ours from another library's folder; which one is told by its files.
+
+    `hook_point` is what the checkpoint calls the place; by default what our export recorded, else what the folder says.
+    With `store` it is declared to belong to that store, so that it can be analyzed beside dictionaries trained on it: the
+    held-out items are then those of the default split, whatever the other library trained on.
+    Raises CheckpointError: an unknown folder or architecture; something that ours cannot say, unless `lossy`.
+    """
+    found = detect_format(folder)
+    plain, lost = FORMATS[found].read(folder)
+    _refuse_losses(lost, f"{folder}: no architecture here gives the same codes", lossy=lossy)
+    name = hook_point or _find_hook_point(plain.origin)
+    if name is None:
+        raise CheckpointError(f"{folder}: it does not say which activations it is for; give --hook-point")
+    refuse_foreign(out, [checkpoint.CONFIG])
+    fingerprint = open_store(store).fingerprint if store is not None else ""
+    trained = unfold(plain, out, name, store=store or folder, fingerprint=fingerprint)
+    identity = dict(trained.store_identity) | {"format": found, "lost": list(lost)}
+    save_sae(out, dataclasses.replace(trained, store_identity=identity))
+    return Converted(out, lost)
+
+
+def detect_format(folder: Path) -> Format:
+    """Which library wrote a folder. Raises CheckpointError when none of them."""
+    for name, module in FORMATS.items():
+        if (folder / module.CONFIG).is_file() and (folder / module.WEIGHTS).is_file():
+            return name
+    if (folder / checkpoint.CONFIG).is_file() and read_json(folder / checkpoint.CONFIG).get("format") == checkpoint.FORMAT:
+        raise CheckpointError(f"{folder}: already a checkpoint of thresher")
+    wanted = "; ".join(f"{name}: {module.CONFIG} and {module.WEIGHTS}" for name, module in FORMATS.items())
+    raise CheckpointError(f"{folder}: not a folder that can be imported; expected the files of one of these: {wanted}")
+
+
+def _refuse_losses(lost: Sequence[str], what: str, *, lossy: bool) -> None:
+    if lost and not lossy:
+        listed = "".join(f"\n  - {each}" for each in lost)
+        raise CheckpointError(f"{what}. What would be lost:{listed}\n--lossy writes it nevertheless, and records this")
+
+
+def _find_model(trained: TrainedSAE) -> str:
+    model = trained.store_identity.get("model")
+    return str(model.get("name", "")) if isinstance(model, Mapping) else str(model or "")
+
+
+def _find_hook_point(origin: Mapping[str, Any]) -> str | None:
+    config = origin.get("config") or origin.get("cfg") or {}
+    metadata = config.get("metadata") or {}
+    named = (origin.get("hook_point"), metadata.get("hook_name"), config.get("submodule_name"), config.get("hook_name"))
+    return next((str(name) for name in named if name), None)

@@ -1,0 +1,125 @@
+"""dictionary_learning folders: `config.json` and the state dict `ae.pt` (dictionary-learning 0.1.0, `load_dictionary`)."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from thresher.errors import CheckpointError
+from thresher.train.exchange.files import (
+    Names,
+    Reading,
+    read_json,
+    read_note,
+    read_state_dict,
+    take,
+    write_json,
+    write_note,
+    write_state_dict,
+)
+from thresher.train.exchange.plain import Kind, Plain, bring_to_unit_norm
+
+CONFIG, WEIGHTS = "config.json", "ae.pt"
+CLASSES: dict[Kind, str] = {
+    "relu": "AutoEncoder",
+    "topk": "AutoEncoderTopK",
+    "batch_topk": "BatchTopKSAE",
+    "jumprelu": "JumpReluAutoEncoder",
+}
+KINDS: Mapping[str, Kind] = {**{name: kind for kind, name in CLASSES.items()}, "MatryoshkaBatchTopKSAE": "batch_topk"}
+
+
+def find_losses(plain: Plain) -> list[str]:
+    """What the format cannot say. Raises CheckpointError for pursuits: it has no class that does the like."""
+    if plain.kind not in CLASSES:
+        raise CheckpointError(
+            f"{plain.kind}: dictionary_learning has no pursuit, and no class of it gives codes that come near; export to "
+            "saelens or saebench"
+        )
+    lost = ["rows are not brought to unit norm there: give it rows divided by their norms"] if plain.is_unit else []
+    if plain.kind == "batch_topk" and plain.k != plain.count_per_row():
+        # Only its training and `use_threshold=False` look at k; codes by the threshold stay exact.
+        lost.append(f"k={plain.k} atoms per row on average in training: it knows whole numbers, {plain.count_per_row()}")
+    return lost
+
+
+def write(plain: Plain, folder: Path, names: Names, lost: Sequence[str]) -> None:
+    """Write the folder; `buffer.ctx_len`, `trainer.layer` and `trainer.lm_name` are what SAELens and SAEBench ask for."""
+    encoder, encoder_bias = plain.linear()
+    trainer: dict[str, Any] = {
+        "trainer_class": None,
+        "dict_class": CLASSES[plain.kind],
+        "activation_dim": plain.d_in,
+        "dict_size": plain.d_sae,
+        "device": "cpu",
+        "seed": plain.origin.get("seed"),
+        "layer": names.layer,
+        "lm_name": names.model,
+        "submodule_name": names.hook,
+    }
+    if plain.kind in ("topk", "batch_topk"):
+        trainer["k"] = plain.count_per_row()
+    write_state_dict(folder / WEIGHTS, _name_tensors(plain, encoder, encoder_bias))
+    write_json(folder / CONFIG, {"trainer": trainer, "buffer": {"ctx_len": None, "d_submodule": plain.d_in}})
+    write_note(folder, plain, lost)
+
+
+def _name_tensors(plain: Plain, encoder: Tensor, encoder_bias: Tensor) -> dict[str, Tensor]:
+    if plain.kind == "jumprelu":
+        # It does not subtract b_dec first: W (x - b) + e = W x + (e - W b)
+        shifted = encoder_bias.double() - encoder.double() @ plain.bias.double()
+        return {
+            "W_enc": encoder.T,
+            "b_enc": shifted.float(),
+            "W_dec": plain.dictionary,
+            "b_dec": plain.bias,
+            "threshold": plain.thresholds(),
+        }
+    shared = {"encoder.weight": encoder, "encoder.bias": encoder_bias, "decoder.weight": plain.dictionary.T}
+    if plain.kind == "relu":
+        return shared | {"bias": plain.bias}
+    threshold = plain.thresholds()[0] if plain.kind == "batch_topk" else torch.tensor(-1.0)
+    k = torch.tensor(plain.count_per_row(), dtype=torch.int32)
+    return shared | {"b_dec": plain.bias, "k": k, "threshold": threshold}
+
+
+def read(folder: Path) -> Reading:
+    """Read a folder. Raises CheckpointError for a class that we do not have."""
+    trainer, path = read_json(folder / CONFIG).get("trainer"), folder / WEIGHTS
+    if not isinstance(trainer, dict):
+        raise CheckpointError(f"{folder / CONFIG}: no `trainer` in it; expected what dictionary_learning writes")
+    name = str(trainer.get("dict_class"))
+    if name not in KINDS:
+        raise CheckpointError(f"{folder}: dict_class {name!r} has no counterpart here; it can be {', '.join(KINDS)}")
+    tensors, kind, note = read_state_dict(path), KINDS[name], read_note(folder)
+    is_named_w = "W_enc" in tensors
+    wanted = ["W_enc", "b_enc", "W_dec", "b_dec"] if is_named_w else ["encoder.weight", "encoder.bias", "decoder.weight"]
+    encoder, encoder_bias, dictionary = take(tensors, wanted, path)[:3]
+    (bias,) = take(tensors, ["bias" if kind == "relu" else "b_dec"], path)
+    if is_named_w:
+        encoder = encoder.T
+    else:
+        dictionary = dictionary.T
+    if kind == "jumprelu":
+        encoder_bias = (encoder_bias.double() + encoder.double() @ bias.double()).float()
+    threshold = None
+    if kind in ("batch_topk", "jumprelu"):
+        threshold = take(tensors, ["threshold"], path)[0].clamp_min(0).expand(len(encoder_bias)).clone()
+    plain = Plain(
+        kind=kind,
+        dictionary=dictionary.contiguous(),
+        bias=bias,
+        encoder=encoder.contiguous(),
+        encoder_bias=encoder_bias,
+        threshold=threshold,
+        k=trainer.get("k"),
+        code_scale=float(note.get("code_scale", 1.0)),
+        is_unit=note.get("rows") == "unit",
+        origin=note.get("origin") or {"format": "dictionary-learning", "config": trainer},
+    )
+    unit, spread = bring_to_unit_norm(dataclasses.replace(plain, k=int(plain.k)) if plain.k is not None else plain)
+    is_other = kind == "topk" and spread > 1e-3
+    return Reading(unit, ["atoms differ in norm, and it selects before their norms count"] if is_other else [])

@@ -1,0 +1,128 @@
+"""Reading and writing what the formats are made of; pickles are never loaded."""
+
+import io
+import json
+import pickle
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from thresher.errors import CheckpointError
+from thresher.files import write_atomic
+from thresher.runs import canonical_json
+from thresher.train.exchange.plain import Plain
+
+NOTE = "thresher.json"
+"""Beside the other library's files: what they have no place for."""
+NOTE_FORMAT = "thresher-exchange"
+
+
+class Names(NamedTuple):
+    """What other libraries call the place that a dictionary belongs to."""
+
+    model: str
+    hook: str
+
+    @property
+    def layer(self) -> int | None:
+        """The first number between dots in the name of the hook: `blocks.3.hook_resid_post` and `text.3` are in layer 3."""
+        numbers = [part for part in self.hook.split(".") if part.isdigit()]
+        return int(numbers[0]) if numbers else None
+
+
+class Reading(NamedTuple):
+    """A folder of another library as read."""
+
+    plain: Plain
+    lost: Sequence[str]
+    """What our architectures do not have; empty where the codes are the same."""
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write plain values."""
+    write_atomic(path, [canonical_json(value)])
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object. Raises CheckpointError."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error}); expected a JSON object") from error
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path}: expected a JSON object, found a {type(found).__name__}")
+    return cast(dict[str, Any], found)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors as safetensors, in float32 unless they are whole numbers."""
+    write_atomic(path, [save({name: value.contiguous() for name, value in tensors.items()}, {"format": "pt"})])
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read safetensors, all floating-point ones as float32. Raises CheckpointError."""
+    try:
+        return _to_float32(load_file(path))
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error}); copy the file again") from error
+
+
+def write_state_dict(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write what `torch.load(weights_only=True)` reads."""
+    buffer = io.BytesIO()
+    torch.save({name: value.contiguous() for name, value in tensors.items()}, buffer)
+    write_atomic(path, [buffer.getvalue()])
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """Read a state dict of tensors. Raises CheckpointError, also for a pickled module: that would run code."""
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
+        raise CheckpointError(
+            f"{path}: no plain state dict; a pickled module is not loaded, because that runs the code in it. Where you trust "
+            "it, load it with the library that wrote it and save its state_dict()"
+        ) from error
+    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
+        raise CheckpointError(f"{path}: expected a state dict of tensors")
+    return _to_float32(found)
+
+
+def take(tensors: Mapping[str, Tensor], names: Sequence[str], path: Path) -> list[Tensor]:
+    """The tensors of these names. Raises CheckpointError that says which are missing and what is there."""
+    missing = [name for name in names if name not in tensors]
+    if missing:
+        raise CheckpointError(f"{path}: no tensor {', '.join(missing)}; it has {', '.join(sorted(tensors))}")
+    return [tensors[name] for name in names]
+
+
+def write_note(folder: Path, plain: Plain, lost: Sequence[str]) -> None:
+    """Write what the format of the folder has no place for."""
+    write_json(folder / NOTE, describe(plain, lost))
+
+
+def describe(plain: Plain, lost: Sequence[str]) -> dict[str, Any]:
+    """What a format has no place for, and what was lost on the way, as plain values."""
+    return {
+        "format": NOTE_FORMAT,
+        "version": 1,
+        "code_scale": plain.code_scale,
+        "kind": plain.kind,
+        "rows": "unit" if plain.is_unit else "as_is",
+        "lost": list(lost),
+        "origin": dict(plain.origin),
+    }
+
+
+def read_note(folder: Path) -> dict[str, Any]:
+    """What our own export wrote beside the files; empty where the folder is not from us."""
+    return read_json(folder / NOTE) if (folder / NOTE).is_file() else {}
+
+
+def _to_float32(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}

@@ -1,0 +1,226 @@
+"""A dictionary as other libraries know it: raw activations in, atoms of unit norm, one code, no normaliser beside it."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from thresher.config import to_dict
+from thresher.errors import CheckpointError
+from thresher.train.arch import Architecture, JumpRelu, MatchingPursuit, OrthogonalPursuit, Relu, TopK, build
+from thresher.train.checkpoint import TrainedSAE
+from thresher.train.config import TrainConfig
+from thresher.train.kernels import Sign
+from thresher.train.normalize import NormalizeConfig, Normalizer
+
+Kind = Literal["mp", "omp", "relu", "topk", "batch_topk", "jumprelu"]
+"""How a code is found; `batch_topk` stands for all that trains over a batch and encodes by one threshold."""
+KINDS: Mapping[str, Kind] = {
+    "mp": "mp",
+    "omp": "omp",
+    "relu": "relu",
+    "topk": "topk",
+    "batch_topk": "batch_topk",
+    "matryoshka": "batch_topk",
+    "jumprelu": "jumprelu",
+}
+"""Our architectures by what they do when they encode."""
+UNIT_TOLERANCE = 1e-5
+"""How far from 1 the norm of an atom may be that counts as a unit vector."""
+
+
+@dataclass(frozen=True, eq=False)
+class Plain:
+    """One dictionary for the raw activations of one hook point, tensors in float32 on the CPU.
+
+    A linear encoder gives encoder (x - bias) + encoder_bias. Values are lengths along atoms of unit norm in the units of x.
+    """
+
+    kind: Kind
+    dictionary: Float[Tensor, "d_sae d_in"]
+    """Atoms of unit norm."""
+    bias: Float[Tensor, " d_in"]
+    """Subtracted from a row before, added to the reconstruction after."""
+    encoder: Float[Tensor, "d_sae d_in"] | None = None
+    """None where the dictionary itself encodes."""
+    encoder_bias: Float[Tensor, " d_sae"] | None = None
+    threshold: Float[Tensor, " d_sae"] | None = None
+    """An output is active above it."""
+    k: int | float | None = None
+    """Steps, atoms per row, or (`batch_topk`) atoms per row on average in training."""
+    sign: Sign = "relu"
+    residual_tol: float | None = None
+    is_unit: bool = False
+    """Rows are divided by their norms first, reconstructions are rows of unit norm."""
+    code_scale: float = 1.0
+    """Our codes are this times the codes described here."""
+    origin: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """Where it comes from, as plain values."""
+
+    @property
+    def d_in(self) -> int:
+        """Width of an activation."""
+        return self.dictionary.shape[1]
+
+    @property
+    def d_sae(self) -> int:
+        """Number of atoms."""
+        return self.dictionary.shape[0]
+
+    def count_per_row(self) -> int:
+        """`k` as a whole number. Raises CheckpointError where there is none."""
+        if self.k is None:
+            raise CheckpointError(f"{self.kind}: the dictionary has no number of atoms per row")
+        return max(round(self.k), 1)
+
+    def linear(self) -> tuple[Tensor, Tensor]:
+        """The encoder and its bias. Raises CheckpointError where the dictionary itself encodes."""
+        if self.encoder is None or self.encoder_bias is None:
+            raise CheckpointError(f"{self.kind}: the dictionary has no linear encoder")
+        return self.encoder, self.encoder_bias
+
+    def thresholds(self) -> Tensor:
+        """The thresholds, 0 where there are none."""
+        return torch.zeros(self.d_sae) if self.threshold is None else self.threshold
+
+
+@torch.no_grad()
+def fold(trained: TrainedSAE, hook_point: str | None = None) -> Plain:
+    """A trained dictionary with the normaliser of a hook point folded in; codes are ours divided by the normaliser's scale.
+
+    With y = (x - m) s, an encoder E (y - b) + e is s (E (x - m - b/s) + e/s), and a pursuit scales with its input.
+    Raises CheckpointError: no such hook point, none given where hook points differ, an architecture without counterpart.
+    """
+    group = _find_group(trained, hook_point)
+    state = {name: value.detach().cpu().double() for name, value in _state(trained).items()}
+    kind = KINDS.get(trained.config.sae.kind)
+    if kind is None:
+        raise CheckpointError(f"{trained.config.sae.kind}: no other format is known for this architecture")
+    scale = float(trained.normalizer.scale[group])
+    threshold = None
+    if kind == "jumprelu":
+        threshold = (state["log_threshold"].exp() / scale).float()
+    elif kind == "batch_topk":
+        # Ours is active at the threshold, the others' only above it.
+        lowest = torch.nextafter((state["threshold"] / scale).float(), torch.tensor(-torch.inf)).clamp_min(0)
+        threshold = lowest.expand(trained.sae.d_sae).clone()
+    settings = trained.config.sae
+    return Plain(
+        kind=kind,
+        dictionary=state["dictionary"].float(),
+        bias=(trained.normalizer.mean[group].cpu().double() + state["bias"] / scale).float(),
+        encoder=state["encoder"].float() if "encoder" in state else None,
+        encoder_bias=(state["encoder_bias"] / scale).float() if "encoder_bias" in state else None,
+        threshold=threshold,
+        k=getattr(settings, "k", None),
+        sign=getattr(settings, "sign", "relu"),
+        residual_tol=getattr(settings, "residual_tol", None),
+        is_unit=trained.normalizer.is_unit,
+        code_scale=scale,
+        origin={
+            "architecture": to_dict(settings),
+            "hook_point": trained.hook_points[group],
+            "normalize": to_dict(trained.config.normalize),
+            "store": {"fingerprint": trained.store_fingerprint, "identity": dict(trained.store_identity)},
+            "evaluation": dict(trained.evaluation),
+            "seed": trained.config.seed,
+        },
+    )
+
+
+@torch.no_grad()
+def unfold(plain: Plain, out: Path, hook_point: str, *, store: Path, fingerprint: str) -> TrainedSAE:
+    """A checkpoint of ours that gives the codes of `plain` times its `code_scale`; nothing in it has been trained by us."""
+    config = TrainConfig(
+        store=store,
+        hook_points=(hook_point,),
+        sae=_choose_architecture(plain),
+        out=out,
+        normalize=NormalizeConfig(rows="unit" if plain.is_unit else "as_is", center="none", scale="none"),
+    )
+    sae = build(config.sae, plain.d_in, config.seed)
+    scale, module = plain.code_scale, cast(nn.Module, sae)
+    values = {"dictionary": plain.dictionary, "bias": plain.bias * scale}
+    if plain.encoder is not None and plain.encoder_bias is not None:
+        values |= {"encoder": plain.encoder, "encoder_bias": plain.encoder_bias * scale}
+    if "log_threshold" in module.state_dict():
+        values["log_threshold"] = (plain.thresholds() * scale).log()
+    module.load_state_dict(module.state_dict() | values)
+    return TrainedSAE(
+        sae=sae,
+        normalizer=Normalizer(plain.is_unit, torch.zeros(1, plain.d_in), torch.tensor([scale])),
+        config=config,
+        store_fingerprint=fingerprint,
+        store_identity={"imported": dict(plain.origin)},
+        evaluation={},
+        iteration=0,
+        is_finished=True,
+    )
+
+
+def rescale(plain: Plain, factor: float) -> Plain:
+    """The same for rows that are `factor` times as long: its codes grow by `factor`, ours stay."""
+    return dataclasses.replace(
+        plain,
+        bias=plain.bias * factor,
+        encoder_bias=None if plain.encoder_bias is None else plain.encoder_bias * factor,
+        threshold=None if plain.threshold is None else plain.threshold * factor,
+        code_scale=plain.code_scale / factor,
+    )
+
+
+def bring_to_unit_norm(plain: Plain) -> tuple[Plain, float]:
+    """The same reconstruction from atoms of unit norm, and the largest relative difference between the norms it had.
+
+    The codes become lengths: encoder, its bias and the thresholds are multiplied by the norms. What an activation function
+    keeps stays the same where that does not compare atoms with each other (`topk` does), and for no pursuit.
+    """
+    norms = torch.linalg.vector_norm(plain.dictionary.double(), dim=1)
+    if bool(((norms - 1).abs() <= UNIT_TOLERANCE).all()):
+        return plain, 0.0
+    spread = float(norms.max() / norms.min().clamp_min(1e-30) - 1)
+    encoder, encoder_bias = plain.encoder, plain.encoder_bias
+    unit = dataclasses.replace(
+        plain,
+        dictionary=(plain.dictionary.double() / norms.clamp_min(1e-30)[:, None]).float(),
+        encoder=None if encoder is None else (encoder.double() * norms[:, None]).float(),
+        encoder_bias=None if encoder_bias is None else (encoder_bias.double() * norms).float(),
+        threshold=None if plain.threshold is None else (plain.threshold.double() * norms).float(),
+    )
+    return unit, spread
+
+
+def _find_group(trained: TrainedSAE, hook_point: str | None) -> int:
+    names, normalizer = trained.hook_points, trained.normalizer
+    if hook_point is not None:
+        if hook_point not in names:
+            raise CheckpointError(f"{hook_point}: the dictionary was fitted to {', '.join(names)}; choose one of these")
+        return names.index(hook_point)
+    is_one = bool((normalizer.mean == normalizer.mean[:1]).all()) and bool((normalizer.scale == normalizer.scale[0]).all())
+    if len(names) > 1 and not is_one:
+        raise CheckpointError(
+            f"the dictionary normalises {', '.join(names)} each in its own way, other formats know one way: say for which of "
+            "them with --hook-point"
+        )
+    return 0
+
+
+def _state(trained: TrainedSAE) -> dict[str, Tensor]:
+    """Tensors of the module; what is no floating-point tensor (counters) is of no use elsewhere."""
+    state = cast(nn.Module, trained.sae).state_dict()
+    return {name: value for name, value in state.items() if isinstance(value, Tensor) and value.is_floating_point()}
+
+
+def _choose_architecture(plain: Plain) -> Architecture:
+    """What encodes like `plain`: a threshold of any origin is that of a JumpReLU."""
+    if plain.kind in ("mp", "omp"):
+        cls = MatchingPursuit if plain.kind == "mp" else OrthogonalPursuit
+        return cls(d_sae=plain.d_sae, k=plain.count_per_row(), sign=plain.sign, residual_tol=plain.residual_tol)
+    if plain.kind == "topk":
+        return TopK(d_sae=plain.d_sae, k=plain.count_per_row())
+    return Relu(d_sae=plain.d_sae) if plain.kind == "relu" else JumpRelu(d_sae=plain.d_sae)
