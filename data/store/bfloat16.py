@@ -7,7 +7,12 @@ from typing import Any, ClassVar, Literal, TypeGuard
 import ml_dtypes
 import numpy as np
 from zarr.core.dtype.common import HasEndianness, HasItemSize
-from zarr.dtype import DataTypeValidationError, ZDType, data_type_registry
+from zarr.dtype import ZDType, data_type_registry
+
+try:
+    from zarr.errors import DataTypeValidationError
+except ImportError:  # zarr before 3.2
+    from zarr.dtype import DataTypeValidationError
 
 NATIVE = np.dtype(ml_dtypes.bfloat16)
 QUIET_NAN = 0x7FC0
