@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from thresher.config import config
+from thresher.data.store import CacheConfig, StoreLocation
 from thresher.errors import ConfigError
 
 
@@ -68,8 +69,10 @@ class Splice:
 class AnalyzeConfig:
     """Measure trained sparse autoencoders on the held-out items of the store they were trained on."""
 
-    store: Path
-    """Activation store."""
+    store: StoreLocation
+    """Folder of the activation store, or its place in a bucket (`s3://bucket/prefix`, `gs://bucket/prefix`)."""
+    cache: CacheConfig = CacheConfig()
+    """Copies of what is read of a store in a bucket."""
     saes: dict[str, Path]
     """Checkpoint folders by the name to show. All must have held out the same items of this store."""
     out: Path

@@ -28,7 +28,7 @@ def open_inputs(config: AnalyzeConfig) -> Inputs:
 
     Raises StoreError, CheckpointError, and AnalysisError: another store, another split, a hook point that is not there.
     """
-    store = open_store(config.store)
+    store = open_store(config.store, cache=config.cache)
     device = find_device(config.device)
     saes = {name: load_sae(folder, device) for name, folder in config.saes.items()}
     for name, trained in saes.items():

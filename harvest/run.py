@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from PIL import Image
 
 from thresher.data.records import Modality, Source
 from thresher.data.sources import InMemory, open_source
-from thresher.data.store import Batch, HookPointSpec, StoreWriter, open_store
+from thresher.data.store import Batch, HookPointSpec, Share, StoreWriter, open_store, refuse_foreign_store, write_beside
 from thresher.devices import find_device
 from thresher.errors import ConfigError, ModelError, SourceError, StoreError
 from thresher.harvest.adapters import Adapter, open_adapter
@@ -19,10 +19,12 @@ from thresher.harvest.decoding import DecodingProcesses, check_picklable
 from thresher.harvest.forward import Reader, split_status
 from thresher.harvest.outliers import find_bounds
 from thresher.harvest.prepare import Preparer, prepare_ahead
+from thresher.harvest.ranks import Work, write_share
 from thresher.harvest.rows import name_space, select_tokens
 from thresher.harvest.settings import HarvestConfig
+from thresher.harvest.team import Team, open_team
 from thresher.progress import log, progress
-from thresher.runs import refuse_foreign, write_provenance
+from thresher.runs import describe_run
 
 VERSION = 2
 """Part of a harvest's identity; raise it when the same settings would give other bytes."""
@@ -30,16 +32,17 @@ VERSION = 2
 __all__ = ["HarvestConfig", "run"]
 
 
-def run(config: HarvestConfig, *, source: Source | None = None) -> Path:
+def run(config: HarvestConfig, *, source: Source | None = None) -> str | Path:
     """Harvest into `config.out` and return it; goes on where it was stopped, returns at once when it is finished.
 
     `source` gives the records of a configuration whose source is `in-memory`: `MemorySource(examples)`, or any `Source`.
+    Processes that are launched together share the work, see `thresher.harvest.ranks`.
 
     Raises ConfigError (`out` holds other things), SourceError (missing, empty, unreadable), ModelError (cannot be loaded,
-    unknown hook point, values that are not finite), StoreError (another harvest's store, no space left). What is committed
-    survives all of them.
+    unknown hook point, values that are not finite), StoreError (another harvest's store, no space left), ThresherError
+    (another process of the launch has ended). What is committed survives all of them.
     """
-    refuse_foreign(config.out, ["run.json"])
+    refuse_foreign_store(config.out)
     source = _open_source(config, source)
     if len(source) == 0:
         raise SourceError(f"source {config.source.kind}: no records; the source is empty")
@@ -49,15 +52,25 @@ def run(config: HarvestConfig, *, source: Source | None = None) -> Path:
     prepare = Preparer(config, source, adapter, modalities)
     bounds = find_bounds(config.outliers, [point.name for point in hook_points])
     identity = _identify(config, source, adapter, hook_points, prepare.n_records) | _identify_rows(config, bounds)
-    if _is_finished(config.out, identity):
-        log(f"harvest: {config.out} is complete")
-        return config.out
     spaces = {point.name: name_space(point, config.pool) for point in hook_points}
     specs = [HookPointSpec(point.name, point.modality, spaces[point.name], point.width, config.dtype) for point in hook_points]
-    with StoreWriter(config.out, identity, specs, source.concepts, items_per_shard=config.items_per_shard) as writer:
-        write_provenance(config.out, config, {"source": source.fingerprint, "model": adapter.identity["weights"]})
+
+    inputs = {"source": source.fingerprint, "model": adapter.identity["weights"]}
+
+    def open_writer(share: Share | None) -> StoreWriter:
+        return StoreWriter(config.out, identity, specs, source.concepts, items_per_shard=config.items_per_shard, share=share)
+
+    with open_team() as team:
+        if team.agree(lambda: _is_finished(config.out, identity)):
+            log(f"harvest: {config.out} is complete")
+            return config.out
         with _decoder(config, adapter, prepare) as prepare:
-            _fill(writer, config, Reader(config, adapter, hook_points, bounds), prepare)
+            work = Work(config, Reader(config, adapter, hook_points, bounds), prepare, sorted(set(spaces.values())))
+            with write_share(team, work, open_writer) if team.n_ranks > 1 else open_writer(None) as writer:
+                if team.is_first:
+                    write_beside(config.out, describe_run(config, inputs))
+                done = _fill(writer, work, team)
+    log(f"harvest: {config.out}: {done}")
     return config.out
 
 
@@ -131,10 +144,8 @@ def _identify_rows(config: HarvestConfig, bounds: Mapping[str, float]) -> dict[s
     return outliers | subset | pool | passes | compiled
 
 
-def _is_finished(out: Path, identity: Mapping[str, Any]) -> bool:
+def _is_finished(out: str | Path, identity: Mapping[str, Any]) -> bool:
     """Whether the folder holds this very harvest, complete; what is wrong with anything else, the writer says."""
-    if not out.is_dir():
-        return False
     try:
         store = open_store(out, incomplete="prefix")
     except StoreError:
@@ -142,21 +153,27 @@ def _is_finished(out: Path, identity: Mapping[str, Any]) -> bool:
     return store.is_complete and store.identity == identity
 
 
-def _fill(writer: StoreWriter, config: HarvestConfig, reader: Reader, prepare: Preparer) -> None:
-    first = writer.next_batch
+def _fill(writer: StoreWriter, work: Work, team: Team) -> str:
+    """Write what is missing; gives what all processes together have written."""
+    config, prepare = work.config, work.prepare
+    batches = writer.missing(prepare.n_batches)
+    starts = team.gather(batches[0] if batches else prepare.n_batches)
+    first = min(starts)
     if first:
         log(f"harvest: resuming {config.out} at record {first * config.batch_size} of {prepare.n_records}")
+    # At its end a process takes batches that the next one takes too: they count once.
+    stop = min(starts[team.rank + 1 :], default=prepare.n_batches)
     counts: Counter[str] = Counter()
-    batches = writer.missing(prepare.n_batches)
     n_left = sum(min(config.batch_size, prepare.n_records - batch * config.batch_size) for batch in batches)
-    with progress("harvest", n_left, "records") as advance:
-        prepared = prepare_ahead(prepare, batches, config.workers)
-        for batch in reader.read(prepared):
+    made = work.reader.read(prepare_ahead(prepare, batches, config.workers))
+    with progress(f"harvest{team.label}", n_left, "records") as advance, closing(made):
+        for batch in made:
             writer.write(batch)
-            counts += _count(batch)
+            counts += _count(batch) if batch.index < stop else Counter()
             advance(min(config.batch_size, prepare.n_records - batch.index * config.batch_size))
         writer.finish()
-    log(f"harvest: {config.out}: {_describe(counts)}" + (" since it was resumed" if first else ""))
+    total = sum(team.gather(counts), Counter[str]())
+    return _describe(total) + (" since it was resumed" if first else "")
 
 
 def _count(batch: Batch) -> Counter[str]:

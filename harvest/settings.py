@@ -1,10 +1,10 @@
 """What a harvest is asked to do."""
 
-from pathlib import Path
 from typing import Literal
 
 from thresher.config import config
 from thresher.data.sources import SourceConfig
+from thresher.data.store import StoreLocation
 from thresher.errors import ConfigError
 from thresher.harvest.adapters import ModelConfig
 from thresher.harvest.adapters.base import Precision
@@ -16,8 +16,9 @@ from thresher.harvest.rows import ImageRows, Pool, TextRows
 class HarvestConfig:
     """Read activations of one model over one source into one store."""
 
-    out: Path
-    """Folder of the activation store; a finished or unfinished store of the same harvest there is used, not overwritten."""
+    out: StoreLocation
+    """Folder of the activation store, or its place in a bucket (`s3://bucket/prefix`, `gs://bucket/prefix`). A finished or
+    unfinished store of the same harvest there is used, not overwritten."""
     model: ModelConfig
     """The model to read."""
     source: SourceConfig

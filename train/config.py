@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from thresher.config import config
+from thresher.data.store import CacheConfig, StoreLocation
 from thresher.data.stream import StreamConfig
 from thresher.errors import ConfigError
 from thresher.train.arch import Architecture
@@ -16,8 +17,8 @@ DEFAULT_EPOCHS = 10.0
 class TrainConfig:
     """Fit one sparse autoencoder to one or more hook points of a store."""
 
-    store: Path
-    """Folder of the activation store."""
+    store: StoreLocation
+    """Folder of the activation store, or its place in a bucket (`s3://bucket/prefix`, `gs://bucket/prefix`)."""
     hook_points: tuple[str, ...]
     """Hook points of equal width whose rows the dictionary is fitted to, together."""
     sae: Architecture
@@ -26,6 +27,8 @@ class TrainConfig:
     """Folder of the run: the checkpoint, its evaluation and the logs."""
     stream: StreamConfig = StreamConfig()
     """How the store is read, and what is held out."""
+    cache: CacheConfig = CacheConfig()
+    """Copies of what is read of a store in a bucket."""
     normalize: NormalizeConfig = NormalizeConfig()
     """What is done to activations first; recorded in the checkpoint and undone by `decode`."""
     optimizer: OptimizerConfig = OptimizerConfig()

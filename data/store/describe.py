@@ -10,7 +10,7 @@ from thresher.data.store.reader import Store, open_store
 from thresher.errors import StoreError
 
 
-def describe_store(path: Path) -> dict[str, Any]:
+def describe_store(path: str | Path) -> dict[str, Any]:
     """What a store holds, as plain values: identity, hook points with rows and moments, items, pairs, bytes.
 
     Also of an unfinished store, as far as it is committed. Raises StoreError when it cannot be opened.

@@ -58,7 +58,7 @@ class _Source(NamedTuple):
         return {"activations": ((self.info.rows, self.info.width), dtype), **shapes}
 
 
-def export_store(path: Path, out: Path, form: Form, *, hook_points: Sequence[str] | None = None) -> Path:
+def export_store(path: str | Path, out: Path, form: Form, *, hook_points: Sequence[str] | None = None) -> Path:
     """Write all hook points (or some) of a complete store to `out` and return it: a file for HDF5, a folder for the others.
 
     Each hook point has its `activations` [row, width], `item`, `position` and what else describes its rows; items and pairs

@@ -36,7 +36,7 @@ class _Foreign(NamedTuple):
     """What is known about them, in plain values."""
 
 
-def import_store(source: Path, out: Path, *, modality: Modality, hook_point: str | None = None) -> Path:
+def import_store(source: Path, out: str | Path, *, modality: Modality, hook_point: str | None = None) -> str | Path:
     """Make a store of `source` at `out` and return it; can be stopped and run again like a harvest.
 
     `source` is an `.npy`, an HDF5 file (every floating-point dataset of two or three dimensions is a hook point) or a folder

@@ -21,7 +21,7 @@ Keys = Literal["keep", "prefix"]
 """Leave the keys of items as they are, or put the number of their part before them: `0/key`."""
 
 
-def merge_stores(parts: Sequence[Path], out: Path, *, keys: Keys = "keep") -> Path:
+def merge_stores(parts: Sequence[str | Path], out: str | Path, *, keys: Keys = "keep") -> str | Path:
     """Write the items, pairs and rows of several complete stores into a new one, part after part, and return it.
 
     All parts must have the same hook points with the same widths and types. Records are counted on from part to part; concepts

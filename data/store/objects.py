@@ -21,15 +21,17 @@ PART_BYTES = 8 << 20
 PARTS_IN_FLIGHT = 2
 """Parts of one object that are on their way at once: with the one being filled, what an upload holds in memory."""
 CREDENTIALS = {
-    "s3": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (AWS_SESSION_TOKEN where there is one), AWS_REGION, and for a server "
+    "s3": "set AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY (AWS_SESSION_TOKEN where there is one), AWS_REGION, and for a server "
     "other than Amazon's AWS_ENDPOINT_URL; or run on a machine with a role that may use the bucket",
     "gs": "set GOOGLE_SERVICE_ACCOUNT to the file of a service account, or run `gcloud auth application-default login`, or run "
     "on a machine with a service account that may use the bucket",
 }
 """Scheme of an address -> how one gets in."""
+METADATA = ("169.254.169.254", "latest/api/token", "latest/meta-data", "metadata.google.internal")
+"""Where a request for credentials goes when nobody has given any."""
 
 
-class Conflict(Exception):
+class ConflictError(Exception):
     """The object is not, or no longer, what a conditional write expected."""
 
 
@@ -56,7 +58,7 @@ class Objects:
         self._scheme, _, rest = url.partition("://")
         bucket, _, prefix = rest.partition("/")
         kind: Any = {"s3": S3Store, "gs": GCSStore}[self._scheme]
-        client = {"timeout": timedelta(seconds=REQUEST_SECONDS)}
+        client: dict[str, Any] = {"timeout": timedelta(seconds=REQUEST_SECONDS)}
         if self._scheme == "s3" and os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://"):
             client["allow_http"] = True  # the user has written http
         retry = {"max_retries": 10_000, "retry_timeout": timedelta(seconds=_retry_seconds())}
@@ -85,15 +87,18 @@ class Objects:
             return obstore.get_range(self.backend, path, start=start, end=stop)
 
     def put(self, path: str, content: bytes, expected: Version | None = None) -> Version:
-        """Write an object in one step, over anything or only over the `expected` version. Raises Conflict."""
+        """Write an object in one step, over anything or only over the `expected` version. Raises ConflictError."""
         mode: Any = "overwrite"
         if expected is not None:
             mode = {key: value for key, value in expected._asdict().items() if value is not None} or "create"
         try:
             with self._translate(path):
                 made = obstore.put(self.backend, path, content, mode=mode, use_multipart=False)
-        except FileNotFoundError as error:  # the expected version is gone
-            raise Conflict(self.locate(path)) from error
+        except FileNotFoundError as error:
+            if expected in (None, ABSENT):
+                raise
+            # the expected version is gone
+            raise ConflictError(self.locate(path)) from error
         return Version(made["e_tag"], made["version"])
 
     def open_writer(self, path: str) -> Any:
@@ -130,7 +135,7 @@ class Objects:
         try:
             yield
         except (AlreadyExistsError, PreconditionError) as error:
-            raise Conflict(self.locate(path)) from error
+            raise ConflictError(self.locate(path)) from error
         except (BaseError, OSError) as error:
             raise self._explain(path, error) from error
 
@@ -141,9 +146,9 @@ class Objects:
         if isinstance(error, FileNotFoundError):
             return FileNotFoundError(2, "no such object", name)
         if "ConditionalRequestConflict" in text:
-            return Conflict(name)
+            return ConflictError(name)
         is_refused = isinstance(error, (PermissionDeniedError, UnauthenticatedError)) or "403 Forbidden" in text
-        if is_refused or "169.254.169.254" in text or "metadata.google.internal" in text:
+        if is_refused or any(place in text for place in METADATA):
             reason = "the server refuses these credentials" if is_refused else "no credentials were found"
             return StoreError(f"{name}: {reason}; {CREDENTIALS[self._scheme]}")
         return NetworkError(f"{name}: {text.splitlines()[0][:300] if text else type(error).__name__}")

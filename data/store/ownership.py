@@ -11,7 +11,7 @@ import uuid
 from pathlib import Path
 
 from thresher.data.store.layout import LOCK
-from thresher.data.store.objects import ABSENT, Conflict, Objects, Version
+from thresher.data.store.objects import ABSENT, ConflictError, Objects, Version
 from thresher.errors import NetworkError, StoreError
 from thresher.progress import log
 from thresher.runs import canonical_json
@@ -38,7 +38,7 @@ class Hold:
         while True:
             # After the object was looked at: a claim of somebody who has taken over since then is another version of it.
             self.check()
-            with contextlib.suppress(Conflict):
+            with contextlib.suppress(ConflictError):
                 self._objects.put(path, content, expected)
                 return
             try:
@@ -78,13 +78,13 @@ class ObjectLock(Hold):
     def claim(self, path: str) -> bool:
         """Keep whoever held the lock before from creating an object; False when it is there already."""
         claim = f"{self._token}\n".encode()
-        with contextlib.suppress(Conflict):
+        with contextlib.suppress(ConflictError):
             self._objects.put(path, claim, ABSENT)
             return True
         found, version = self._objects.get(path)
         if len(found) > CLAIM_BYTES:
             return False
-        with contextlib.suppress(Conflict):
+        with contextlib.suppress(ConflictError):
             self._objects.put(path, claim, version)
             return True
         return False
@@ -98,11 +98,11 @@ class ObjectLock(Hold):
         if self._descriptor < 0:
             return
         try:
-            self._replace(b"")
-        except (NetworkError, StoreError, FileNotFoundError) as error:
-            log(f"the lock could not be released; the next harvest on this machine takes it over ({error})")
-        else:
+            with contextlib.suppress(StoreError, FileNotFoundError):  # it is somebody else's by now
+                self._replace(b"")
             self._proof.unlink(missing_ok=True)
+        except NetworkError as error:
+            log(f"the lock could not be released; the next harvest on this machine takes it over ({error})")
         self._drop_proof()
 
     def _take(self) -> bool:
@@ -112,7 +112,7 @@ class ObjectLock(Hold):
             try:
                 self._version = self._objects.put(LOCK, record, version)
                 break
-            except Conflict:
+            except ConflictError:
                 found, version = self._objects.get(LOCK)
             if found == record:  # the answer to our own write was lost, and it was repeated
                 self._version, found = version, b""
@@ -126,7 +126,7 @@ class ObjectLock(Hold):
     def _replace(self, content: bytes) -> Version:
         try:
             return self._objects.put(LOCK, content, self._version)
-        except Conflict as error:
+        except ConflictError as error:
             raise self._lost() from error
 
     def _describe(self, *, is_shared: bool) -> bytes:
@@ -172,7 +172,7 @@ def abandon(objects: Objects) -> str:
     record = _read(found)
     try:
         objects.put(LOCK, canonical_json(record | {"abandoned": True}), version)
-    except Conflict as error:
+    except ConflictError as error:
         raise StoreError(f"{objects.url}: its lock has changed hands just now; look again") from error
     return f"process {record.get('process')} on {record.get('host')}"
 

@@ -1,14 +1,16 @@
 """Which storage a location means: the one place where the kind of storage is chosen."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import unquote, urlsplit
 
 import pydantic
 
+from thresher.data.store.cache import CacheConfig, open_cache
 from thresher.data.store.local import LocalStorage
-from thresher.data.store.storage import Storage
+from thresher.data.store.storage import Storage, StoredFile
 from thresher.errors import ConfigError, StoreError
 
 SCHEMES = ("s3", "gs")
@@ -41,6 +43,13 @@ def parse_location(location: str | Path) -> str | Path:
 
 StoreLocation = Annotated[str | Path, pydantic.BeforeValidator(parse_location)]
 """Where a store is: a folder, or an address in a bucket."""
+
+
+def open_cached(location: str, settings: CacheConfig, fingerprint: str, files: Mapping[str, StoredFile]) -> Storage:
+    """What keeps the complete store at an address, its files read through the cache of this machine."""
+    from thresher.data.store.remote import CachedStorage
+
+    return CachedStorage(location, open_cache(settings), fingerprint, files)
 
 
 def open_storage(location: str | Path) -> Storage:

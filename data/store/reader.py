@@ -16,11 +16,12 @@ from jaxtyping import Float, Int32, Int64
 from torch import Tensor
 
 from thresher.data.records import Concept, Modality
+from thresher.data.store.cache import CacheConfig
 from thresher.data.store.header import Header, read_header
 from thresher.data.store.layout import MODALITIES, MOMENTS, activations_path, has_token_ids, rows_path
 from thresher.data.store.manifest import Manifest, combine_moments, count_rows, read_manifest
 from thresher.data.store.moments import Moments, State, load_states, summarize
-from thresher.data.store.places import open_storage
+from thresher.data.store.places import open_cached, open_storage, parse_location
 from thresher.data.store.recovery import Committed, read_committed
 from thresher.data.store.schema import TORCH_DTYPE, HookPointInfo
 from thresher.data.store.sharded import open_array
@@ -36,7 +37,7 @@ MERGE_BYTES = 64 << 10
 class Store:
     """An activation store, open for reading. Safe to use from several threads."""
 
-    path: Path
+    path: str | Path
     fingerprint: str
     """SHA-256 (hex) that changes whenever anything in the store would."""
     identity: Mapping[str, Any]
@@ -46,7 +47,9 @@ class Store:
     is_complete: bool
     """False for the committed prefix of an unfinished store."""
 
-    def __init__(self, path: Path, storage: Storage, header: Header, committed: Committed, manifest: Manifest | None) -> None:
+    def __init__(
+        self, path: str | Path, storage: Storage, header: Header, committed: Committed, manifest: Manifest | None
+    ) -> None:
         self.path = path
         self._storage = storage
         self.is_complete = manifest is not None
@@ -213,13 +216,15 @@ class Store:
             raise StoreError(f"{self.path}: {name}: cannot be read ({error}); run `thresher store verify` on it") from error
 
 
-def open_store(path: str | Path, *, incomplete: Literal["refuse", "prefix"] = "refuse") -> Store:
-    """Open a store for reading.
+def open_store(
+    path: str | Path, *, incomplete: Literal["refuse", "prefix"] = "refuse", cache: CacheConfig | None = None
+) -> Store:
+    """Open a store for reading; a complete one in a bucket through a `cache` on this machine, when one is given.
 
     An unfinished store is refused, or with `incomplete="prefix"` opened as far as it is committed. Raises StoreError: no
     store, unfinished, damaged, or of another version of the format.
     """
-    path, storage = Path(path), open_storage(path)
+    path, storage = parse_location(path), open_storage(path)
     header = read_header(storage)
     manifest = read_manifest(storage)
     committed = read_committed(storage, header.layout)
@@ -227,6 +232,8 @@ def open_store(path: str | Path, *, incomplete: Literal["refuse", "prefix"] = "r
         raise StoreError(f"{path}: {describe_unfinished(committed)}; rerun the same harvest command to resume")
     if manifest is not None:
         _check_records(storage, header, committed, manifest)
+        if isinstance(path, str) and cache is not None and cache.gigabytes > 0:
+            storage = open_cached(path, cache, manifest.sha256, manifest.files)
     return Store(path, storage, header, committed, manifest)
 
 

@@ -1,11 +1,12 @@
 """A store in a bucket: an object appears whole or not at all, and what decides is created once or not at all."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import crc32c
 
+from thresher.data.store.cache import BlockCache, CachedFile
 from thresher.data.store.header import read_header
 from thresher.data.store.layout import MANIFEST, RUN, commit_path
 from thresher.data.store.objects import PART_BYTES, Objects
@@ -50,7 +51,7 @@ class RemoteStorage:
             raise FileNotFoundError(2, "no such object", self.locate(path))
         return content
 
-    def open(self, path: str) -> "RemoteFile":
+    def open(self, path: str) -> "RemoteFile | CachedFile":
         """Open an object for reading at any place."""
         return RemoteFile(self._objects, path)
 
@@ -126,8 +127,23 @@ class RemoteStorage:
             else:
                 committed = read_committed(self, read_header(self).layout)
                 slots = [path for space, blocks in committed.sequences.items() for path in _open_slots(space, blocks)]
-            if all([lock.claim(path) for path in slots]):
+            if all(lock.claim(path) for path in slots):
                 return
+
+
+class CachedStorage(RemoteStorage):
+    """A complete store whose files are read through a cache."""
+
+    def __init__(self, url: str, cache: BlockCache, fingerprint: str, files: Mapping[str, StoredFile]) -> None:
+        super().__init__(url)
+        self._cache, self._fingerprint, self._files = cache, fingerprint, files
+
+    def open(self, path: str) -> "RemoteFile | CachedFile":
+        """Open an object for reading at any place; nothing is asked of the server before it is needed."""
+        if path not in self._files:
+            return super().open(path)
+        name, size = f"{self._fingerprint}/{path}", self._files[path].bytes
+        return CachedFile(self._cache, name, size, lambda: RemoteFile(self._objects, path))
 
 
 class RemoteFile:
@@ -164,7 +180,7 @@ class Upload:
 
     def __init__(self, storage: RemoteStorage, path: str) -> None:
         self._storage, self._path = storage, path
-        self._writer = storage.open_writer(path)
+        self._writer: Any = storage.open_writer(path)
         self._bytes = self._crc = 0
 
     @property
@@ -178,7 +194,7 @@ class Upload:
         self._bytes += len(content)
         self._crc = crc32c.crc32c(content, self._crc)
         with self._storage.writing(self._path):
-            self._writer.write(content)
+            self._writer.write(bytes(content))  # obstore sends from the buffer itself, which is the caller's again now
 
     def commit(self) -> StoredFile:
         """Let it appear."""

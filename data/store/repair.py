@@ -33,7 +33,7 @@ class Repair(NamedTuple):
     """Whether the store is whole now; otherwise the same harvest command makes it so."""
 
 
-def repair_store(path: Path) -> Repair:
+def repair_store(path: str | Path) -> Repair:
     """Delete what is damaged or not committed, rebuild what follows from the rest, mark the blocks to be made again.
 
     Reads every byte. Afterwards the same harvest command redoes the batches of the marked blocks only, and must come to the

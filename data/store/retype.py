@@ -13,7 +13,7 @@ StoredType = Literal["bfloat16", "uint16"]
 """What `zarr.json` calls the two bytes of a bfloat16: itself, or the bare bits for readers that do not know it."""
 
 
-def retype_store(path: Path, to: StoredType) -> list[str]:
+def retype_store(path: str | Path, to: StoredType) -> list[str]:
     """Let the bfloat16 hook points of a store be `to` for other readers; gives their names.
 
     Costs the same for any size: no shard is touched, and this package reads the same values from both. The fingerprint stays.

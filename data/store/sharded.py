@@ -104,8 +104,8 @@ class ShardedArray:
 class ZarrArray:
     """Reader of every other layout, through zarr-python: slower, but it reads whatever zarr-python reads."""
 
-    def __init__(self, path: str) -> None:
-        array = zarr.open_array(path, mode="r")
+    def __init__(self, storage: Storage, path: str) -> None:
+        array = zarr.open_array(storage.zarr_store(path), mode="r")
         native = np.dtype(array.dtype)
         self.dtype = np.dtype("<u2") if native.name == "bfloat16" else native.newbyteorder("<")
         self.shape = tuple(array.shape)
@@ -133,7 +133,7 @@ def open_array(storage: Storage, path: str) -> ArrayReader:
     if shape is not None:
         return ShardedArray(storage, path, shape)
     try:
-        return ZarrArray(storage.locate(path))
+        return ZarrArray(storage, path)
     except (ValueError, KeyError, TypeError) as error:
         raise StoreError(f"{name}: zarr-python cannot read this array ({error}); run `thresher store verify`") from error
 

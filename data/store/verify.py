@@ -35,7 +35,7 @@ MARKS = r"([0-9a-f]{8})+"
 Level = Literal["sizes", "checksums"]
 
 
-def verify_store(path: Path, *, level: Level) -> list[str]:
+def verify_store(path: str | Path, *, level: Level) -> list[str]:
     """Compare the files of a store with its manifest, or with its commit records when it is unfinished.
 
     `sizes` looks at names, sizes and the indices of shards, `checksums` reads every byte. Gives the findings, each with file,

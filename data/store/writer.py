@@ -12,10 +12,11 @@ from thresher.data.records import Concept
 from thresher.data.store.checks import check_batch, check_columns
 from thresher.data.store.header import Header, check_same, plain, read_header, write_header
 from thresher.data.store.layout import MANIFEST, RUN, ZARR, Layout, check_hook_points, plan_layout
-from thresher.data.store.places import open_storage
+from thresher.data.store.places import open_storage, parse_location
+from thresher.data.store.plan import Share
 from thresher.data.store.schema import Batch, HookPointSpec
 from thresher.data.store.sink import Sink
-from thresher.errors import StoreError
+from thresher.errors import NetworkError, StoreError
 
 QUEUED_BATCHES = 2
 """Batches that wait for the disk before `write` blocks."""
@@ -27,6 +28,10 @@ class StoreWriter:
     Use it as a context manager. Everything committed survives an exception, a kill and a full disk; what was not yet
     committed comes again when the same batches are written again. Raises StoreError: the store is complete, is of another
     identity or format version, or has another writer.
+
+    Several processes write one store together when one of them, the lead, opens it as usual, calls `plan` (unless
+    `is_planned`), `admit` and in the end `conclude`, and all of them (the lead by a second writer) open it with their
+    `share` in between, before any of them writes. The lead must stay open until the others are closed.
     """
 
     next_batch: int
@@ -36,25 +41,27 @@ class StoreWriter:
 
     def __init__(
         self,
-        path: Path,
+        path: str | Path,
         identity: Mapping[str, Any],
         hook_points: Sequence[HookPointSpec],
         concepts: Sequence[Concept],
         *,
         items_per_shard: int | None = None,
+        share: Share | None = None,
     ) -> None:
+        self._path = path = parse_location(path)
         check_hook_points(path, hook_points)
         if items_per_shard is not None and items_per_shard < 1:
             raise StoreError(f"{path}: items_per_shard={items_per_shard}: give at least 1, or None for an automatic choice")
-        self._path = path
         self._storage = open_storage(path)
         self._header = Header(plain(dict(identity)), tuple(hook_points), tuple(concepts), Layout({}, 0))
         self._items_per_shard = items_per_shard
+        self._share = share
         self._sink: Sink | None = None
         self._error: BaseException | None = None
         self.is_complete = False
         with self._explain_errors():
-            self._lock = self._storage.lock()
+            self._lock = self._storage.lock() if share is None else self._storage.join()
         try:
             self._resume()
         except BaseException:
@@ -94,7 +101,10 @@ class StoreWriter:
         return found
 
     def finish(self) -> None:
-        """Wait for the disk, store what is left, write moments and manifest. From then on the store never changes."""
+        """Wait for the disk, store what is left, write moments and manifest. From then on the store never changes.
+
+        Of a store that several write, only the share is stored, and the lock is kept until the end of the block.
+        """
         self._raise_error()
         self._stop()
         self._raise_error()
@@ -102,7 +112,38 @@ class StoreWriter:
             self._create(None)
         assert self._sink is not None
         with self._explain_errors():
+            if self._share is not None:
+                self._sink.commit_rest()
+                return
             self._sink.finish()
+        self.is_complete = True
+        self._lock.release()
+
+    @property
+    def is_planned(self) -> bool:
+        """Whether the sizes of shards are fixed, by an earlier harvest or by `plan`."""
+        return self._sink is not None
+
+    def plan(self, first: Batch) -> None:
+        """Fix the sizes of shards by the first batch, which is not stored by this."""
+        check_batch(first, self._header.hook_points)
+        self._create(first)
+
+    def admit(self) -> None:
+        """Let in the other writers. From now on this one can only `conclude`."""
+        self._stop()
+        with self._explain_errors():
+            self._lock.share()
+
+    def conclude(self) -> None:
+        """Finish a store of which the others have stored everything. Raises StoreError when something is missing."""
+        with self._explain_errors():
+            sink = Sink(self._storage, self._header)
+            if sink.is_open or sink.next_needed(0) is not None:
+                raise StoreError(
+                    f"{self._path}: {sink.describe()}, the rest is missing; rerun the same harvest command to resume"
+                )
+            sink.finish()
         self.is_complete = True
         self._lock.release()
 
@@ -129,7 +170,7 @@ class StoreWriter:
             raise StoreError(f"{self._path}: this store is complete; open it with open_store, or choose another `out`")
         self._header = self._header._replace(layout=stored.layout)
         with self._explain_errors():
-            self._sink = Sink(self._storage, self._header)
+            self._sink = Sink(self._storage, self._header, self._share)
 
     def _next_missing(self, batch: int) -> int | None:
         return batch if self._sink is None else self._sink.next_needed(batch)
@@ -166,9 +207,10 @@ class StoreWriter:
     def _explain_errors(self) -> Generator[None, None, None]:
         try:
             yield
-        except OSError as error:
+        except (OSError, NetworkError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
             stored = self._sink.describe() if self._sink else "nothing is stored yet"
             raise StoreError(
-                f"{self._path}: cannot write the store ({error.strerror}); {stored}; "
+                f"{self._path}: cannot write the store ({reason}); {stored}; "
                 "mend that and rerun the same harvest command to resume"
             ) from error

@@ -13,7 +13,7 @@ DAMAGED = 1
 
 app = typer.Typer(no_args_is_help=True, help="Look at activation stores; check, mend, join and convert them.")
 
-StoreFolder = Annotated[Path, typer.Argument(metavar="STORE", help="Folder of an activation store.")]
+StorePlace = Annotated[str, typer.Argument(metavar="STORE", help="Folder or address (s3://bucket/prefix) of a store.")]
 HookPoints = Annotated[list[str] | None, typer.Option("--hook-point", help="Only this hook point; can be given several times.")]
 
 
@@ -42,7 +42,7 @@ class StoredType(StrEnum):
 
 @app.command("info")
 @guard
-def store_info(path: StoreFolder) -> None:
+def store_info(path: StorePlace) -> None:
     """What a store holds: model, source, hook points, rows, sizes."""
     from thresher.data.store import describe_store
 
@@ -52,7 +52,7 @@ def store_info(path: StoreFolder) -> None:
 @app.command("verify")
 @guard
 def store_verify(
-    path: StoreFolder,
+    path: StorePlace,
     sizes: Annotated[bool, typer.Option("--sizes", help="Compare file sizes and indices only; do not read the data.")] = False,
 ) -> None:
     """Check a store against its checksums; exit code 1 when something is damaged."""
@@ -81,7 +81,7 @@ def store_ls(folder: Annotated[Path, typer.Argument(help="Folder to look through
 
 @app.command("repair")
 @guard
-def store_repair(path: StoreFolder) -> None:
+def store_repair(path: StorePlace) -> None:
     """Drop what is damaged or not committed, rebuild what follows from the rest, and say what a harvest will redo."""
     from thresher.data.store import repair_store
 
@@ -93,10 +93,20 @@ def store_repair(path: StoreFolder) -> None:
     typer.echo(f"{path}: sound")
 
 
+@app.command("unlock")
+@guard
+def store_unlock(path: StorePlace) -> None:
+    """Let the next harvest into a store in a bucket, when the one that was writing it is gone for good."""
+    from thresher.data.store import unlock_store
+
+    holder = unlock_store(path)
+    typer.echo(f"{path}: taken from {holder}" if holder else f"{path}: nobody holds it")
+
+
 @app.command("head")
 @guard
 def store_head(
-    path: StoreFolder,
+    path: StorePlace,
     hook_points: HookPoints = None,
     n: Annotated[int, typer.Option("-n", min=1, help="Rows of each hook point.")] = 5,
     start: Annotated[int, typer.Option(min=0, help="First row.")] = 0,
@@ -113,8 +123,8 @@ def store_head(
 @app.command("merge")
 @guard
 def store_merge(
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the new store.")],
-    parts: Annotated[list[Path], typer.Argument(metavar="STORE...", help="Complete stores of the same hook points.")],
+    out: Annotated[str, typer.Argument(metavar="OUT", help="Folder or address of the new store.")],
+    parts: Annotated[list[str], typer.Argument(metavar="STORE...", help="Complete stores of the same hook points.")],
     prefix: Annotated[
         bool, typer.Option("--prefix-keys", help="Put the number of its part before the key of each item.")
     ] = False,
@@ -128,7 +138,7 @@ def store_merge(
 @app.command("export")
 @guard
 def store_export(
-    path: StoreFolder,
+    path: StorePlace,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="New file (hdf5) or folder (all others).")],
     form: Annotated[Form, typer.Option("--to", help="What to write.")],
     hook_points: HookPoints = None,
@@ -143,7 +153,7 @@ def store_export(
 @guard
 def store_import(
     source: Annotated[Path, typer.Argument(metavar="SOURCE", help="An .npy, an HDF5 file, or cached activations of SAELens.")],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the new store.")],
+    out: Annotated[str, typer.Argument(metavar="OUT", help="Folder or address of the new store.")],
     modality: Annotated[Modality, typer.Option(help="What the items are.")],
     hook_point: Annotated[str | None, typer.Option(help="Name for an array that has none (npy), or the one to take.")] = None,
 ) -> None:
@@ -155,7 +165,7 @@ def store_import(
 
 @app.command("retype")
 @guard
-def store_retype(path: StoreFolder, to: Annotated[StoredType, typer.Option(help="The name of the type.")]) -> None:
+def store_retype(path: StorePlace, to: Annotated[StoredType, typer.Option(help="The name of the type.")]) -> None:
     """Call bfloat16 arrays uint16 for readers that do not know bfloat16, or bfloat16 again. Touches metadata only."""
     from thresher.data.store import retype_store
 

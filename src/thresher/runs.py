@@ -3,6 +3,7 @@
 import hashlib
 import json
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -24,6 +25,8 @@ CONFIG, PROVENANCE = "config.yaml", "provenance.json"
 
 def refuse_foreign(folder: Path, own: Sequence[str]) -> None:
     """Raise ConfigError when `folder` holds files, but none of those (`own`) that show that it is a stage's own folder."""
+    if re.match(r"[a-z0-9]+:/", str(folder)):
+        raise ConfigError(f"out={str(folder)!r}: this stage writes to a folder of this machine; only stores can lie elsewhere")
     try:
         found = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
     except (FileNotFoundError, NotADirectoryError):
@@ -42,10 +45,16 @@ def write_provenance(folder: Path, config: Any, inputs: Mapping[str, str]) -> No
     Holds no time and no host name, so that equal runs give equal files.
     """
     try:
-        write_atomic(folder / CONFIG, [dump_config(config).encode()])
-        write_atomic(folder / PROVENANCE, [canonical_json(describe_code() | _describe(config, inputs))])
+        for name, content in describe_run(config, inputs).items():
+            write_atomic(folder / name, [content])
     except OSError as error:
         raise ConfigError(f"{folder}: cannot write the run folder ({error.strerror}); choose another `out`") from error
+
+
+def describe_run(config: Any, inputs: Mapping[str, str]) -> dict[str, bytes]:
+    """The files that `write_provenance` writes, by their names."""
+    provenance = describe_code() | _describe(config, inputs)
+    return {CONFIG: dump_config(config).encode(), PROVENANCE: canonical_json(provenance)}
 
 
 def is_made_from(folder: Path, config: Any, inputs: Mapping[str, str]) -> bool:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from thresher.data.records import Concept, Modality
 from thresher.data.store import Batch, HookPointSpec, Item, Rows, Store, StoreWriter, open_store, verify_store
+from thresher.data.store.places import open_storage
 from thresher.data.store.schema import TORCH_DTYPE
 from thresher.errors import StoreError
 
@@ -78,11 +79,15 @@ class StoreSuite:
 
     n_batches = 7
 
-    def open_writer(self, path: Path, identity: Mapping[str, Any] = IDENTITY) -> StoreWriter:
+    def open_writer(self, path: str | Path, identity: Mapping[str, Any] = IDENTITY) -> StoreWriter:
         """The writer under test, for the hook points and concepts of this module, with small shards."""
         return StoreWriter(path, identity, HOOK_POINTS, CONCEPTS, items_per_shard=4)
 
-    def open_store(self, path: Path) -> Store:
+    def place(self, path: Path) -> str | Path:
+        """Where the store under test lies whose folder would be `path`."""
+        return path
+
+    def open_store(self, path: str | Path) -> Store:
         """The reader under test."""
         return open_store(path)
 
@@ -90,7 +95,8 @@ class StoreSuite:
     @classmethod
     def store(cls, tmp_path_factory: pytest.TempPathFactory) -> Store:
         """A complete store of made-up batches."""
-        suite, path = cls(), tmp_path_factory.mktemp("suite") / "store"
+        suite = cls()
+        path = suite.place(tmp_path_factory.mktemp("suite") / "store")
         with suite.open_writer(path) as writer:
             write_store(writer, suite.n_batches)
         return suite.open_store(path)
@@ -152,7 +158,7 @@ class StoreSuite:
         assert verify_store(store.path, level="checksums") == []
 
     def test_an_abandoned_writer_resumes_to_the_same_bytes(self, store: Store, tmp_path: Path) -> None:
-        path = tmp_path / "store"
+        path = self.place(tmp_path / "store")
         starts = []
         for end in (2, 5, self.n_batches):
             with self.open_writer(path) as writer:
@@ -166,7 +172,7 @@ class StoreSuite:
         assert tree(path) == tree(store.path)
 
     def test_an_unfinished_store_is_refused_but_its_prefix_is_readable(self, store: Store, tmp_path: Path) -> None:
-        path = tmp_path / "store"
+        path = self.place(tmp_path / "store")
         with self.open_writer(path) as writer:
             for index in range(4):
                 writer.write(make_batch(index))
@@ -180,20 +186,23 @@ class StoreSuite:
             assert rows == 0 or prefix.item_of(name).max() < len(prefix.items(prefix.hook_points[name].modality))
 
     def test_a_second_writer_is_refused(self, tmp_path: Path) -> None:
-        with self.open_writer(tmp_path / "store"), pytest.raises(StoreError, match="another harvest is writing"):
-            self.open_writer(tmp_path / "store")
+        path = self.place(tmp_path / "store")
+        with self.open_writer(path), pytest.raises(StoreError, match="another harvest is writing"):
+            self.open_writer(path)
 
     def test_another_identity_is_refused_and_named(self, tmp_path: Path) -> None:
-        with self.open_writer(tmp_path / "store") as writer:
+        path = self.place(tmp_path / "store")
+        with self.open_writer(path) as writer:
             writer.write(make_batch(0))
         other = {"model": {"kind": "made", "name": "down"}, "seed": 0}
         with pytest.raises(StoreError, match=r'model.name: stored "up", asked for "down"'):
-            self.open_writer(tmp_path / "store", other)
+            self.open_writer(path, other)
 
 
-def tree(path: Path) -> dict[str, bytes]:
+def tree(path: str | Path) -> dict[str, bytes]:
     """The files of a store and their bytes."""
-    return {file.relative_to(path).as_posix(): file.read_bytes() for file in sorted(path.rglob("*")) if file.is_file()}
+    storage = open_storage(path)
+    return {name: storage.read(name) for name in sorted(storage.list_files(""))}
 
 
 def _make_image(record: int) -> Item:

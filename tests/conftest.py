@@ -1,0 +1,90 @@
+"""A bucket that answers as Amazon's do."""
+
+import contextlib
+import os
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from thresher.data.store.objects import RETRY_SECONDS, Objects
+
+BUCKET = "activations"
+
+
+class S3:
+    """A server with one bucket."""
+
+    def __init__(self, process: "subprocess.Popen[str]") -> None:
+        self._process = process
+        self.url = f"http://127.0.0.1:{self._answer()}"
+        with urllib.request.urlopen(urllib.request.Request(f"{self.url}/{BUCKET}", method="PUT")):
+            pass
+
+    def address(self, name: str) -> str:
+        """A place in the bucket."""
+        return f"s3://{BUCKET}/{name}"
+
+    def objects(self, name: str) -> dict[str, bytes]:
+        """Everything that lies at a place."""
+        found = Objects(self.address(name))
+        return {path: found.get(path)[0] for path, _ in found.list("")}
+
+    def down(self) -> None:
+        """Answer nobody any more."""
+        self._tell("down")
+
+    def up(self) -> None:
+        """Answer again."""
+        self._tell("up")
+
+    def _tell(self, word: str) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{word}\n")
+        self._process.stdin.flush()
+        assert self._answer() == word
+
+    def _answer(self) -> str:
+        assert self._process.stdout is not None
+        return self._process.stdout.readline().strip()
+
+
+@contextlib.contextmanager
+def serve_s3(**environment: str) -> Iterator[S3]:
+    """A server while the block runs. Parts of uploads may be small."""
+    settings = os.environ | {"S3_UPLOAD_PART_MIN_SIZE": "1", "AWS_EC2_METADATA_DISABLED": "true"} | environment
+    command = [sys.executable, str(Path(__file__).with_name("s3_server.py"))]
+    with subprocess.Popen(command, env=settings, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        yield S3(process)
+        process.kill()
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[S3]:
+    """A server for all tests, and the settings that lead to it."""
+    with serve_s3() as server, pytest.MonkeyPatch.context() as patch:
+        for name, value in {
+            "AWS_ENDPOINT_URL": server.url,
+            "AWS_ACCESS_KEY_ID": "thresher",
+            "AWS_SECRET_ACCESS_KEY": "thresher",
+            "AWS_REGION": "us-east-1",
+            RETRY_SECONDS: "1",
+        }.items():
+            patch.setenv(name, value)
+        yield server
+
+
+@pytest.fixture
+def place(s3: S3, request: pytest.FixtureRequest) -> str:
+    """An empty place in the bucket, of the test's own."""
+    return s3.address(request.node.name.replace("/", "-").replace("[", "-").replace("]", ""))
+
+
+@pytest.fixture(scope="session")
+def closed_s3(s3: S3) -> Iterator[S3]:
+    """A server that lets nobody in."""
+    with serve_s3(INITIAL_NO_AUTH_ACTION_COUNT="1") as server:
+        yield server
