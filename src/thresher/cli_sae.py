@@ -1,0 +1,111 @@
+"""The commands `thresher sae ...`."""
+
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from thresher.cli_common import guard, print_pairs
+
+app = typer.Typer(no_args_is_help=True, help="Look at sparse autoencoders; exchange them with other libraries and the hub.")
+
+
+class Library(StrEnum):
+    """What a dictionary can be exported to."""
+
+    SAELENS = "saelens"
+    DICTIONARY_LEARNING = "dictionary-learning"
+    SPARSIFY = "sparsify"
+    OVERCOMPLETE = "overcomplete"
+    SAEBENCH = "saebench"
+
+
+Checkpoint = Annotated[Path, typer.Argument(metavar="SAE", help="Folder of a checkpoint.")]
+Out = Annotated[Path, typer.Argument(metavar="OUT", help="New folder.")]
+Repo = Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Repository on the Hugging Face hub.")]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit.")]
+Lossy = Annotated[bool, typer.Option("--lossy", help="Go on although something is lost, and record what.")]
+HookPoint = Annotated[str | None, typer.Option(help="Hook point; needed where each has its own normalisation.")]
+
+
+@app.command()
+@guard
+def info(path: Checkpoint) -> None:
+    """What a checkpoint is, what it was trained on and how well it does on held-out items."""
+    from thresher.train.checkpoint import describe_sae
+
+    print_pairs(describe_sae(path))
+
+
+@app.command()
+@guard
+def export(
+    path: Checkpoint,
+    out: Out,
+    to: Annotated[Library, typer.Option(help="The library that is to read it.")],
+    hook_point: HookPoint = None,
+    model_name: Annotated[str | None, typer.Option(help="What that library calls the model.")] = None,
+    hook_name: Annotated[str | None, typer.Option(help="And the hook point: blocks.3.hook_resid_post.")] = None,
+    lossy: Lossy = False,
+) -> None:
+    """Write a dictionary for another library, its normalisation folded in: raw activations in, the same codes out."""
+    from thresher.train.checkpoint import load_sae
+    from thresher.train.exchange import export_sae
+
+    names = {"hook_point": hook_point, "model_name": model_name, "hook_name": hook_name}
+    written = export_sae(load_sae(path), out, to.value, **names, lossy=lossy)
+    _say(written.folder, written.lost)
+
+
+@app.command("import")
+@guard
+def import_(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="What another library, or an export, wrote.")],
+    out: Out,
+    hook_point: Annotated[str | None, typer.Option(help="What to call the place of its activations.")] = None,
+    store: Annotated[Path | None, typer.Option(help="The store that it is to be analyzed on.")] = None,
+    lossy: Lossy = False,
+) -> None:
+    """Make a checkpoint from another library's dictionary. Pickled modules are not loaded."""
+    from thresher.train.exchange import import_sae
+
+    written = import_sae(folder, out, hook_point=hook_point, store=store, lossy=lossy)
+    _say(written.folder, written.lost)
+
+
+@app.command()
+@guard
+def push(
+    path: Checkpoint, repo: Repo, private: Annotated[bool, typer.Option("--private", help="Visible to its owner only.")] = False
+) -> None:
+    """Upload a checkpoint to the Hugging Face hub, with a card that carries its evaluation."""
+    from thresher.train.exchange.hub import push_sae
+
+    typer.echo(push_sae(path, repo, private=private))
+
+
+@app.command()
+@guard
+def pull(repo: Repo, out: Out, revision: Revision = None) -> None:
+    """Copy a checkpoint of the Hugging Face hub into a folder."""
+    from thresher.train.exchange.hub import pull_sae
+
+    typer.echo(pull_sae(repo, out, revision=revision))
+
+
+@app.command()
+@guard
+def card(path: Checkpoint, repo: Repo) -> None:
+    """Print the model card that `push` would upload."""
+    from thresher.train.checkpoint import read_description
+    from thresher.train.exchange.card import write_card
+
+    typer.echo(write_card(read_description(path), repo))
+
+
+def _say(folder: Path, lost: Sequence[str]) -> None:
+    typer.echo(folder)
+    for each in lost:
+        typer.echo(f"lost: {each}", err=True)
