@@ -9,8 +9,8 @@ import typer
 from rich.console import Console
 from typer.core import TyperCommand
 
-from thresher import __version__, cli_store
-from thresher.cli_common import guard, print_pairs, print_table
+from thresher import __version__, cli_sae, cli_store
+from thresher.cli_common import guard, print_table
 from thresher.config import describe, load_config
 from thresher.ranks import is_first_process
 
@@ -21,9 +21,8 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Harvest activations, fit sparse autoencoders, measure what image and text share.",
 )
-sae_app = typer.Typer(no_args_is_help=True, help="Look at sparse autoencoders.")
 app.add_typer(cli_store.app, name="store")
-app.add_typer(sae_app, name="sae")
+app.add_typer(cli_sae.app, name="sae")
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="Configuration file; see the folder configs/.")]
 Overrides = Annotated[
@@ -128,15 +127,6 @@ def demo(overrides: Overrides = None) -> None:
         "      thresher demo train.mp.sae.k=4 out=runs/demo-k4\n"
         "What the numbers mean: README.md, How to read results. What was measured before: docs/log.md."
     )
-
-
-@sae_app.command("info")
-@guard
-def sae_info(path: Annotated[Path, typer.Argument(metavar="SAE", help="Folder of a checkpoint.")]) -> None:
-    """What a checkpoint is, what it was trained on and how well it does on held-out items."""
-    from thresher.train.checkpoint import describe_sae
-
-    print_pairs(describe_sae(path))
 
 
 def _finish(report: Path) -> None:
