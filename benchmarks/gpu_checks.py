@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from thresher.train.kernels import Codes, Method, prepare, pursue, sparse_decode
+from thresher.testing.pursuit import audit_pursuit
+from thresher.train.kernels import Method, prepare, pursue, sparse_decode
 from thresher.train.kernels.rule import Sign
 
 GAP_AT_MOST = 1e-6
-"""Largest shortfall of a pick against the best atom in float64, relative to the residual."""
+"""Largest finding of `audit_pursuit`: the shortfall of a pick against the best atom in float64, and its other errors."""
 ERROR_AT_MOST = 1e-4
 """Largest relative difference of gradients from those in float64 on the CPU."""
 SHAPES = ((7, 33, 5, 130), (130, 300, 9, 33), (128, 1024, 16, 257))
@@ -58,23 +59,6 @@ def list_methods(device: torch.device, wanted: Iterable[Method]) -> list[Method]
     return found
 
 
-def audit(x: Tensor, dictionary: Tensor, codes: Codes, sign: Sign) -> float:
-    """Follow the picks in float64: by how much of the residual's norm the best atom beats the one that was picked."""
-    exact, residual, gap = dictionary.double(), x.double(), 0.0
-    size = residual.norm(dim=1)
-    for step in range(codes.indices.shape[1]):
-        dots = residual @ exact.T
-        scores = dots.abs() if sign == "abs" else dots
-        picks = codes.indices[:, step, None]
-        is_going = codes.values[:, step] != 0
-        scale = torch.maximum(residual.norm(dim=1), 1e-3 * size).clamp_min(1e-30)
-        shortfall = (scores.amax(1) - scores.gather(1, picks)[:, 0]) / scale
-        gap = max(gap, float(torch.where(is_going, shortfall, 0).max()))
-        value = torch.where(is_going, dots.gather(1, picks)[:, 0], 0)
-        residual = residual - value[:, None] * exact[picks[:, 0]]
-    return gap
-
-
 def differentiate(x: Tensor, dictionary: Tensor, k: int, method: Method) -> list[Tensor]:
     """Gradients of a scalar of codes, residual and reconstruction for rows and dictionary, in float64 on the CPU."""
     x, dictionary = x.clone().requires_grad_(), dictionary.clone().requires_grad_()
@@ -99,8 +83,11 @@ def check_values(device: torch.device, methods: list[Method]) -> Iterator[Check]
         x, dictionary = draw_rows(*shape, device)
         for sign in get_args(Sign):
             for method in methods:
-                codes, _ = pursue(x, dictionary, k, sign=sign, method=method)
-                yield Check(f"{method}, {sign} {shape}: gap", audit(x, dictionary, codes, sign), GAP_AT_MOST)
+                codes, residual = pursue(x, dictionary, k, sign=sign, method=method)
+                found = audit_pursuit(x, dictionary, codes, residual, sign=sign)
+                yield Check(f"{method}, {sign} {shape}: gap", found.gap, GAP_AT_MOST)
+                wrong = max(found.value_error, found.residual_error, found.stop_gap, found.n_misplaced)
+                yield Check(f"{method}, {sign} {shape}: values, residual, stops", wrong, GAP_AT_MOST)
         expected = differentiate(x.double(), dictionary.double(), k, "reference")
         for method in methods:
             error = compare(differentiate(x, dictionary, k, method), expected)

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from thresher.train.kernels import Method, backward, pursue, sparse_decode
+from thresher.testing.pursuit import audit_pursuit
+from thresher.train.kernels import Codes, Method, backward, pursue, sparse_decode
 from thresher.train.kernels.forms import Picked
 from thresher.train.kernels.prepared import Prepared
 from thresher.train.kernels.reference import pursue_plainly
@@ -20,11 +21,11 @@ pytestmark = [
 ]
 pytest.importorskip("triton")
 if IS_INTERPRETED or torch.cuda.is_available():
-    from thresher.train.kernels.cuda import certified, engine, gram, ops, plan, products, segments
     from thresher.train.kernels.cuda import backward as cuda_backward
+    from thresher.train.kernels.cuda import certified, engine, gram, ops, plan, products, segments
 
-GAP_AT_MOST = 1e-6
-"""Shortfall of a pick against the best atom in float64, relative to the norm of the residual (of the row, once it is small)."""
+ERROR_AT_MOST = 1e-6
+"""Of what `audit_pursuit` finds: the shortfall of a pick against the best atom in float64 and the other errors."""
 METHODS = ("bf16", "tf32", "gram fp16", "gram fp32", "gram fp16 in memory", "gram fp16 anew")
 SHAPES = ((1, 1, 1, 1), (1, 130, 3, 9), (7, 48, 300, 2), (9, 5, 130, 1), (2, 130, 130, 3), (33, 1, 3, 2))
 """row, d_in, d_sae, k."""
@@ -49,35 +50,13 @@ def run(method: str, x: Tensor, dictionary: Tensor, rule: Rule) -> Picked:
     return engine.pursue_gram(x, prepared, rule)
 
 
-def audit(picked: Picked, x: Tensor, dictionary: Tensor, rule: Rule) -> float:
-    """Follow the picks in float64; return the largest shortfall. Values, residual, padding and stops are asserted."""
-    indices, values, residual = (part.cpu() for part in picked)
-    exact, left, gap = dictionary.cpu().double(), x.cpu().double(), 0.0
-    size = left.norm(dim=1)
-    is_free = torch.ones(x.shape[0], dictionary.shape[0], dtype=torch.bool)
-    was_going = torch.ones(x.shape[0], dtype=torch.bool)
-    for step in range(rule.k):
-        is_going = values[:, step] != 0
-        dots = left @ exact.T
-        scores = torch.where(is_free, dots.abs() if rule.sign == "abs" else dots, -torch.inf)
-        scale = torch.maximum(left.norm(dim=1), 1e-3 * size).clamp_min(1e-30)
-        taken = scores.gather(1, indices[:, step, None])[:, 0]
-        gap = max(gap, float(torch.where(is_going, (scores.amax(1) - taken) / scale, 0).max()))
-        value = torch.where(is_going, dots.gather(1, indices[:, step, None])[:, 0], 0)
-        torch.testing.assert_close(values[:, step].double(), value, rtol=1e-4, atol=float(1e-6 * size.max()))
-        assert not (is_going & ~was_going).any()
-        assert (indices[~is_going, step] == 0).all()
-        # A row may stop only where float64 sees nothing to take, or a residual that is small enough.
-        best = scores.amax(1)
-        is_over = (best.abs() if rule.sign == "signed" else best) <= 1e-6 * size.clamp_min(1e-30)
-        is_over |= left.norm(dim=1) <= ((rule.residual_tol or 0) + 1e-6) * size
-        assert (is_over | is_going | ~was_going).all()
-        left = left - value[:, None] * exact[indices[:, step]]
-        was_going = is_going
-        if not rule.reselect:
-            is_free = is_free.scatter(1, indices[:, step, None], torch.where(is_going, False, is_free[:, 0])[:, None])
-    torch.testing.assert_close(residual.double(), left, rtol=0, atol=float(1e-5 * size.max()))
-    return gap
+def check(picked: Picked, x: Tensor, dictionary: Tensor, rule: Rule) -> None:
+    """Hold picks, values, residual, padding and stops to float64 along the path taken."""
+    indices, values, residual = picked
+    terms = {"sign": rule.sign, "reselect": rule.reselect, "residual_tol": rule.residual_tol}
+    found = audit_pursuit(x, dictionary, Codes(indices, values), residual, **terms)
+    assert max(found.gap, found.value_error, found.residual_error, found.stop_gap) <= ERROR_AT_MOST, found
+    assert found.n_late == found.n_misplaced == 0, found
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -86,7 +65,7 @@ def test_picks_are_the_best_atoms_in_float64(method: str, shape: tuple[int, int,
     rows, d_in, d_sae, k = shape
     x, dictionary = draw(rows, d_in, d_sae)
     rule = Rule(k, None, "relu", True)
-    assert audit(run(method, x, dictionary, rule), x, dictionary, rule) <= GAP_AT_MOST
+    check(run(method, x, dictionary, rule), x, dictionary, rule)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -98,7 +77,7 @@ def test_every_rule_picks_the_best_atoms(method: str, sign: Sign, reselect: bool
     x, dictionary = draw(4, 12, 40)
     rule = Rule(4, residual_tol, sign, reselect)
     picked = run(method, x, dictionary, rule)
-    assert audit(picked, x, dictionary, rule) <= GAP_AT_MOST
+    check(picked, x, dictionary, rule)
     if not reselect:
         used = torch.where(picked[1] != 0, picked[0], -1 - torch.arange(rule.k, device=DEVICE))
         assert all(len(set(row)) == rule.k for row in used.tolist())
@@ -110,7 +89,7 @@ def test_atoms_that_low_precision_cannot_tell_apart_are_told_apart(method: str) 
     near = functional.normalize(dictionary.repeat(6, 1) + 2e-4 * draw(1, 24, 72, seed=2)[1], dim=1)
     rule = Rule(3, None, "relu", True)
     picked = run(method, x, near, rule)
-    assert audit(picked, x, near, rule) <= GAP_AT_MOST
+    check(picked, x, near, rule)
     expected, _ = pursue_plainly(x.double(), near.double(), rule)
     assert torch.equal(picked[0], expected.indices)
     rounded, _ = pursue_plainly(x.bfloat16().double(), near.bfloat16().double(), rule)
