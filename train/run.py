@@ -35,7 +35,7 @@ from thresher.train.split import read_side
 
 __all__ = ["TrainConfig", "run"]
 
-FREE_FIELDS = ("store", "out", "device", "log_every", "evaluate_every", "evaluate_rows", "checkpoint_every")
+FREE_FIELDS = ("store", "cache", "out", "device", "log_every", "evaluate_every", "evaluate_rows", "checkpoint_every")
 """Fields that do not decide what is trained, and may differ when a run goes on."""
 
 
@@ -57,7 +57,7 @@ def run(config: TrainConfig) -> Path:
     and raises KeyboardInterrupt. Raises CheckpointError: the folder holds another run; ThresherError: the loss is not
     finite (the last checkpoint stays); StoreError: the store does not have what is asked for.
     """
-    store = open_store(config.store)
+    store = open_store(config.store, cache=config.cache)
     refuse_foreign(config.out, [CONFIG, LOG, STATE])
     _refuse_other_run(config, store)
     if is_finished(config.out):
