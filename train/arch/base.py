@@ -45,10 +45,18 @@ class Coder(nn.Module):
         """Draw the atoms uniformly on the sphere; the bias starts at zero (centring is the normaliser's work)."""
         super().__init__()
         atoms = torch.randn(settings.d_sae, d_in, generator=generator)
-        self.dictionary = nn.Parameter(functional.normalize(atoms, dim=1))
+        self.register_parameter("dictionary", nn.Parameter(functional.normalize(atoms, dim=1)))
         self.bias = nn.Parameter(torch.zeros(d_in))
         self.dead_after = settings.dead_after
         self.register_buffer("idle", torch.zeros(settings.d_sae, dtype=torch.int64))
+
+    @property
+    def dictionary(self) -> nn.Parameter:
+        """The atoms. A property, because from Python 3.12 on a protocol sees only what a class or an instance's dict has."""
+        parameter = self._parameters.get("dictionary")
+        if parameter is None:
+            raise AttributeError("dictionary")
+        return parameter
 
     @property
     def d_in(self) -> int:
