@@ -18,6 +18,7 @@ from torch.nn import functional
 from thresher.train.arch import (
     AbsTopK,
     BatchTopK,
+    DistanceWeighted,
     Gated,
     JumpRelu,
     MatchingPursuit,
@@ -26,6 +27,7 @@ from thresher.train.arch import (
     OrthogonalPursuit,
     PAnneal,
     Relu,
+    Spade,
     TopK,
     build,
 )
@@ -92,6 +94,8 @@ def make_configs(d_sae: int, k: int) -> dict[str, object]:
         "abs_topk": AbsTopK(d_sae=d_sae, k=k),
         "p_anneal": PAnneal(d_sae=d_sae, l0=float(k), anneal_from=0, anneal_until=1),
         "msae": NestedTopK(d_sae=d_sae, k=k),
+        "spade": Spade(d_sae=d_sae, l0=float(k)),
+        "kds": DistanceWeighted(d_sae=d_sae, l0=float(k)),
     }
 
 

@@ -18,6 +18,7 @@ from thresher.train.arch import (
     AbsTopK,
     Architecture,
     BatchTopK,
+    DistanceWeighted,
     Gated,
     JumpRelu,
     MatchingPursuit,
@@ -25,6 +26,7 @@ from thresher.train.arch import (
     NestedTopK,
     PAnneal,
     Relu,
+    Spade,
     TopK,
 )
 from thresher.train.checkpoint import load_sae
@@ -129,6 +131,8 @@ def test_planted_atoms_are_recovered(make_store, planted_atoms, tmp_path) -> Non
         AbsTopK(d_sae=32, k=2, dead_after=500),
         PAnneal(d_sae=32, l0=3.0, anneal_from=5, anneal_until=35, n_powers=6, n_remembered=3),
         NestedTopK(d_sae=32, k=2),
+        Spade(d_sae=32, l0=3.0),
+        DistanceWeighted(d_sae=32, l0=3.0, unrolled=4),
     ],
     ids=lambda sae: sae.kind,
 )

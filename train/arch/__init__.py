@@ -9,12 +9,14 @@ from thresher.train.arch.abs_topk import AbsTopK, AbsTopKSAE
 from thresher.train.arch.batch_topk import BatchTopK, BatchTopKSAE
 from thresher.train.arch.gated import Gated, GatedSAE
 from thresher.train.arch.jumprelu import JumpRelu, JumpReluSAE
+from thresher.train.arch.kds import DistanceWeighted, DistanceWeightedSAE
 from thresher.train.arch.matryoshka import Matryoshka, MatryoshkaSAE
 from thresher.train.arch.mp import MatchingPursuit, MatchingPursuitSAE
 from thresher.train.arch.msae import NestedTopK, NestedTopKSAE
 from thresher.train.arch.omp import OrthogonalPursuit, OrthogonalPursuitSAE
 from thresher.train.arch.p_anneal import PAnneal, PAnnealSAE
 from thresher.train.arch.relu import Relu, ReluSAE
+from thresher.train.arch.spade import Spade, SpadeSAE
 from thresher.train.arch.topk import TopK, TopKSAE
 from thresher.train.protocol import SAE
 
@@ -29,7 +31,9 @@ Architecture = Annotated[
     | Gated
     | AbsTopK
     | PAnneal
-    | NestedTopK,
+    | NestedTopK
+    | Spade
+    | DistanceWeighted,
     pydantic.Field(discriminator="kind"),
 ]
 """Config of any architecture; its `kind` says which."""
@@ -61,12 +65,17 @@ def build(config: Architecture, d_in: int, seed: int) -> SAE:
             return PAnnealSAE(config, d_in, generator)
         case NestedTopK():
             return NestedTopKSAE(config, d_in, generator)
+        case Spade():
+            return SpadeSAE(config, d_in, generator)
+        case DistanceWeighted():
+            return DistanceWeightedSAE(config, d_in, generator)
 
 
 __all__ = [
     "AbsTopK",
     "Architecture",
     "BatchTopK",
+    "DistanceWeighted",
     "Gated",
     "JumpRelu",
     "MatchingPursuit",
@@ -75,6 +84,7 @@ __all__ = [
     "OrthogonalPursuit",
     "PAnneal",
     "Relu",
+    "Spade",
     "TopK",
     "build",
 ]

@@ -66,16 +66,21 @@ class PenalizedCoder(LinearCoder):
         self.register_buffer("l1", torch.tensor(float(settings.l1)))
 
     def observe(self, stats: Stats) -> None:
-        """Set the weight so that L0 moves to the wanted one.
-
-        A proportional-integral rule in logarithms: l1_base follows by at most exp(l0_rate) per batch, and l1 differs from it
-        by the present excess (at most a factor of e), without which L0 swings around the target (measured).
-        """
+        """Set the weight so that L0 moves to the wanted one."""
         super().observe(stats)
-        if self.settings.l0 is not None:
-            excess = (stats.parts["l0"].clamp_min(1e-3).log() - math.log(self.settings.l0)).clamp(-1, 1)
-            self.l1_base.mul_((self.settings.l0_rate * excess).exp())
-            self.l1.copy_(self.l1_base * excess.exp())
+        follow_l0(self.l1, self.l1_base, stats, self.settings)
+
+
+def follow_l0(l1: Tensor, l1_base: Tensor, stats: Stats, settings: PenaltyFields) -> None:
+    """Change the weight of a penalty in place so that L0 moves to the wanted one, if one is given.
+
+    A proportional-integral rule in logarithms: l1_base follows by at most exp(l0_rate) per batch, and l1 differs from it
+    by the present excess (at most a factor of e), without which L0 swings around the target (measured).
+    """
+    if settings.l0 is not None:
+        excess = (stats.parts["l0"].clamp_min(1e-3).log() - math.log(settings.l0)).clamp(-1, 1)
+        l1_base.mul_((settings.l0_rate * excess).exp())
+        l1.copy_(l1_base * excess.exp())
 
 
 class ReluSAE(PenalizedCoder):
