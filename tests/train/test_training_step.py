@@ -9,7 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from thresher.testing.coder import CoderSuite
 from thresher.train.arch import (
@@ -28,7 +31,7 @@ from thresher.train.arch.mp import MatchingPursuitSAE, pick_directions
 from thresher.train.arch.reuse import LastPrepared
 from thresher.train.arch.selection import find_topk, repair, screen_topk
 from thresher.train.arch.topk import TopKSAE
-from thresher.train.codes import mark_fired
+from thresher.train.codes import densify, mark_fired
 from thresher.train.kernels import Codes, Method, prepare, pursue
 from thresher.train.loop import fit
 from thresher.train.optimizer import OptimizerConfig, make_adam
@@ -343,6 +346,57 @@ def test_two_losses_may_wait_for_one_backward() -> None:
     (together.loss(x[0])[0] + together.loss(x[1])[0]).backward()
     torch.testing.assert_close(together.dictionary.grad, apart.dictionary.grad)
     torch.testing.assert_close(together.bias.grad, apart.bias.grad)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("config", [MatchingPursuit(d_sae=40, k=3), OrthogonalPursuit(d_sae=40, k=3)], ids=lambda c: c.kind)
+def test_a_dictionary_of_any_type_encodes_and_decodes(config: Architecture, dtype: torch.dtype) -> None:
+    """Codes of half precision are float32, and so is their reconstruction."""
+    sae, x = cast(nn.Module, build(config, 16, 0)).to(dtype), plant(64).to(dtype)
+    assert isinstance(sae, SAE)
+    sae.constrain()
+    codes = sae.encode(x)
+    decoded = sae.decode(codes)
+    assert codes.values.dtype == decoded.dtype == torch.promote_types(dtype, torch.float32)
+    dense = densify(codes, 40) @ sae.dictionary.to(decoded.dtype) + sae.bias
+    torch.testing.assert_close(decoded, dense)
+    decoded.square().sum().backward()
+    assert sae.dictionary.grad is not None
+    assert sae.dictionary.grad.dtype == dtype
+
+
+def test_a_step_on_cuda_moves_nothing_to_or_from_the_host() -> None:
+    """On tensors that have a device and no numbers: each operation sees the GPU alone. Backward needs a real one."""
+    pytest.importorskip("triton")
+    modes = FakeTensorMode(allow_non_fake_inputs=True), DevicesSeen()
+    for method in ("triton_certified", "triton_gram", "gram", "residual"):
+        config = MatchingPursuit(d_sae=40, k=3, method=method, redraw=4, revive=0.1, residual_tol=0.1, sign="abs")
+        for sae in (build(config, 16, 0), build(OrthogonalPursuit(d_sae=40, k=3), 16, 0)):
+            module = cast(nn.Module, sae)
+            with modes[0]:
+                for name, value in (*module.named_parameters(), *module.named_buffers()):
+                    empty = torch.empty(value.shape, dtype=value.dtype, device="cuda")
+                    is_parameter = isinstance(value, nn.Parameter)
+                    setattr(module, name, nn.Parameter(empty) if is_parameter else empty)
+                with modes[1]:
+                    loss, stats = sae.loss(torch.empty(32, 16, device="cuda"))
+                    sae.constrain()
+                    sae.observe(stats)
+            assert loss.device.type == "cuda"
+    assert modes[1].found == {"cuda"}
+
+
+class DevicesSeen(TorchDispatchMode):
+    """Notes the devices of what operations are given and give."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: set[str] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        self.found |= {leaf.device.type for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, Tensor)}
+        return result
 
 
 def test_what_inference_prepared_serves_gradients() -> None:

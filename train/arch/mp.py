@@ -20,11 +20,8 @@ from thresher.train.kernels import (
     Nested,
     Prepared,
     Sign,
-    choose_method,
+    choose_installed,
     count_active,
-    has_bf16,
-    has_numba,
-    has_triton,
     mark_fired,
     pursue,
     pursue_nested,
@@ -206,9 +203,7 @@ class MatchingPursuitSAE(Coder):
     def _choose(self, rows: int, x: Tensor, atoms: Tensor, k: int) -> Method:
         if self.settings.method != "auto":
             return self.settings.method
-        dtype = torch.promote_types(torch.promote_types(x.dtype, atoms.dtype), torch.float32)
-        found = {"has_numba": has_numba(), "has_triton": has_triton(), "has_bf16": has_bf16()}
-        return choose_method(rows, self.d_in, atoms.shape[0], k, dtype, x.device.type, **found)
+        return choose_installed(rows, x, atoms, k)
 
 
 def pick_directions(residual: Float[Tensor, "row d_in"], n: int) -> Float[Tensor, "_ d_in"]:

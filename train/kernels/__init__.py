@@ -2,11 +2,11 @@
 
 from thresher.train.kernels.choose import choose_method
 from thresher.train.kernels.codes import Codes, count_active, densify, mark_fired, merge_repeats, pack
-from thresher.train.kernels.engines import has_bf16, has_numba, has_triton, prepare
+from thresher.train.kernels.engines import has_numba, prepare
 from thresher.train.kernels.nested import Nested, find_smallest_k, pursue_nested
 from thresher.train.kernels.orthogonal import orthogonal_pursue
 from thresher.train.kernels.prepared import Prepared
-from thresher.train.kernels.pursuit import pursue
+from thresher.train.kernels.pursuit import choose_installed, pursue
 from thresher.train.kernels.rule import Method, Rule, Sign
 from thresher.train.kernels.sparse import sparse_decode, sparse_encode
 
@@ -17,13 +17,12 @@ __all__ = [
     "Prepared",
     "Rule",
     "Sign",
+    "choose_installed",
     "choose_method",
     "count_active",
     "densify",
     "find_smallest_k",
-    "has_bf16",
     "has_numba",
-    "has_triton",
     "mark_fired",
     "merge_repeats",
     "orthogonal_pursue",

@@ -78,10 +78,16 @@ def resolve_method(method: Method, prepared: Prepared | None, x: Tensor, diction
             )
         method = prepared.method
     elif method == "auto":
-        found = {"has_numba": has_numba(), "has_triton": has_triton(), "has_bf16": has_bf16()}
-        return choose_method(x.shape[0], x.shape[1], dictionary.shape[0], k, x.dtype, x.device.type, **found)
+        return choose_installed(x.shape[0], x, dictionary, k)
     check_support(method, x)
     return method
+
+
+def choose_installed(rows: int, x: Float[Tensor, "_ d_in"], dictionary: Float[Tensor, "d_sae d_in"], k: int) -> Method:
+    """`choose_method` for `rows` rows of the kind of `x`, among the methods that can run here."""
+    dtype = torch.promote_types(torch.promote_types(x.dtype, dictionary.dtype), torch.float32)
+    found = {"has_numba": has_numba(), "has_triton": has_triton(), "has_bf16": has_bf16()}
+    return choose_method(rows, x.shape[1], dictionary.shape[0], k, dtype, x.device.type, **found)
 
 
 class _Pursuit(torch.autograd.Function):

@@ -20,15 +20,17 @@ cpu: 1 MB of fp32, which stays in the second-level cache (5 times as fast as a p
 
 
 def sparse_decode(codes: Codes, dictionary: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, "row d_in"]:
-    """Sum of each row's atoms weighted by its values; differentiable in values and dictionary."""
-    return _Decode.apply(codes.values, codes.indices, dictionary)  # pyright: ignore[reportReturnType]
+    """Sum of each row's atoms weighted by its values, in the wider of their types; differentiable in values and dictionary."""
+    dtype = torch.promote_types(codes.values.dtype, dictionary.dtype)
+    return _Decode.apply(codes.values.to(dtype), codes.indices, dictionary.to(dtype))  # pyright: ignore[reportReturnType]
 
 
 def sparse_encode(
     x: Float[Tensor, "row d_in"], weight: Float[Tensor, "d_sae d_in"], indices: Int[Tensor, "row k"]
 ) -> Float[Tensor, "row k"]:
-    """Inner products of each row with the chosen rows of `weight` only; differentiable in x and weight."""
-    return _Encode.apply(x, weight, indices)  # pyright: ignore[reportReturnType]
+    """Inner products of each row with the chosen rows of `weight` only, in the wider type; differentiable in x and weight."""
+    dtype = torch.promote_types(x.dtype, weight.dtype)
+    return _Encode.apply(x.to(dtype), weight.to(dtype), indices)  # pyright: ignore[reportReturnType]
 
 
 class _Decode(torch.autograd.Function):
