@@ -11,7 +11,15 @@ from torch.nn import functional
 from thresher.config import config
 from thresher.harvest.adapters.base import Inputs
 from thresher.harvest.adapters.hooks import HookedModel
-from thresher.harvest.adapters.hub_models import HubTextModel, build_decoder, find_context, identify, load_model, load_parts
+from thresher.harvest.adapters.hub_models import (
+    HubTextModel,
+    build_decoder,
+    find_context,
+    identify,
+    load_model,
+    load_parts,
+    place_model,
+)
 from thresher.harvest.adapters.layouts import find_last, label_texts
 from thresher.harvest.adapters.tokens import TextEncoder
 
@@ -40,7 +48,7 @@ class HFCausalLM(HookedModel):
         model, (tokenizer,) = load_model(settings, "AutoModelForCausalLM"), load_parts(settings, "AutoTokenizer")
         self._encode = TextEncoder(tokenizer, find_context(settings, model, tokenizer), pad="longest")
         self.identity = identify(settings.kind, settings, model, text=self._encode.identity)
-        model = model.to(device)
+        model, device = place_model(settings, model, device)
         super().__init__(model, {"text": build_decoder(model, lambda: self.prepare_texts(["a b"]))}, device)
 
     def prepare_texts(self, texts: Sequence[str]) -> Inputs:

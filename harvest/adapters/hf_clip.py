@@ -20,6 +20,7 @@ from thresher.harvest.adapters.hub_models import (
     identify,
     load_model,
     load_parts,
+    place_model,
     read_features,
     tap_stream,
 )
@@ -63,7 +64,7 @@ class HFClip(HookedModel):
             # In transformers 5.23 its texts attend to what follows, not to what precedes only, wherever the mask could be
             # left to the kernel; eager attention is always given one.
             text.set_attn_implementation("eager")
-        model = model.to(device)
+        model, device = place_model(settings, model, device)
         # Pixels [item, 3, height, width], or patches with their mask (NaFlex).
         self.image_transform = pixels = PixelReader(processor, vision, torch_dtype(settings.precision))
         self._rule = None

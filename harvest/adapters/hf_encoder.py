@@ -16,6 +16,7 @@ from thresher.harvest.adapters.hub_models import (
     identify,
     load_model,
     load_parts,
+    place_model,
     tap_stream,
 )
 from thresher.harvest.adapters.layouts import find_last, label_texts
@@ -53,7 +54,7 @@ class HFEncoder(HookedModel):
         self.identity = identify(
             settings.kind, settings, model, text=self._encode.identity, prompt=settings.prompt, **recipe._asdict()
         )
-        encoder = encoder.to(device)
+        encoder, device = place_model(settings, encoder, device)
         pooler, head = Pooler(recipe.pooling), Head(normalize=recipe.normalize)
 
         def forward(inputs: Inputs) -> Tensor:

@@ -17,6 +17,7 @@ from thresher.harvest.adapters.hub_models import (
     identify,
     load_model,
     load_parts,
+    place_model,
     tap_stream,
 )
 from thresher.harvest.adapters.pixels import PixelReader
@@ -43,7 +44,7 @@ class HFVision(HookedModel):
             )
         (processor,) = load_parts(settings, "AutoImageProcessor")
         self.identity = identify(settings.kind, settings, model, preprocessing=describe_processor(processor))
-        model = model.to(device)
+        model, device = place_model(settings, model, device)
         self.image_transform = pixels = PixelReader(processor, model, torch_dtype(settings.precision))
 
         def forward(inputs: Inputs) -> Tensor:

@@ -25,6 +25,7 @@ from thresher.harvest.adapters.hub_models import (
     identify,
     load_model,
     load_parts,
+    place_model,
     tap_stream,
 )
 from thresher.harvest.adapters.pixels import PixelReader
@@ -67,7 +68,7 @@ class HFVisionLanguage(HookedModel):
             preprocessing=describe_processor(processor.image_processor),
             text=self._turns.identity,
         )
-        model = model.to(device)
+        model, device = place_model(settings, model, device)
         encoder = _find_encoder(model)
         towers: dict[Modality, Tower] = {"text": build_decoder(model, lambda: self.prepare_texts(["a b"]))}
         if encoder is None:

@@ -14,6 +14,7 @@ from thresher.harvest.adapters.sublayers import tap_blocks
 from thresher.harvest.adapters.taps import Tap, Tower, tap_field, tap_output
 from thresher.harvest.adapters.weights import NO_HUB, fingerprint_weights, plain_log, to_plain, torch_dtype
 from thresher.hub import local_copy
+from thresher.ranks import count_local_ranks
 
 PREPROCESSING = ("size", "crop_size", "image_mean", "image_std", "resample", "rescale_factor", "patch_size", "max_num_patches")
 """Settings of an image processor that decide pixels, beside those that begin with `do_`."""
@@ -34,6 +35,9 @@ class HubModel:
     """What the model computes in."""
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2", "flex_attention"] = "auto"
     """Implementation of attention in transformers: its own choice (`sdpa` where the model has it), or one by name."""
+    device_map: Literal["none", "auto"] = "none"
+    """`auto` spreads a model that one device cannot hold over the GPUs of the machine, then its memory, then its disk
+    (`device` of the harvest is not asked then); the values are the same."""
 
 
 @config
@@ -49,9 +53,28 @@ class HubTextModel(HubModel):
 
 
 def load_model(settings: HubModel, auto: str) -> Any:
-    """A model by the name of its Auto class, ready to be read. Raises ModelError when it cannot be had."""
+    """A model by the name of its Auto class, ready to be read, on the CPU unless it is spread.
+
+    Raises ModelError when it cannot be had; ConfigError: several processes of a machine cannot all spread theirs.
+    """
     chosen = {} if settings.attention == "auto" else {"attn_implementation": settings.attention}
+    if settings.device_map == "auto":
+        if count_local_ranks() > 1:
+            raise ConfigError(
+                "model.device_map=auto: spreads the model over all GPUs of the machine, so launch one process per machine "
+                f"(here are {count_local_ranks()}), or use device_map=none"
+            )
+        chosen["device_map"] = "auto"
     return _load(settings, auto, dtype=torch_dtype(settings.precision), **chosen).eval().requires_grad_(requires_grad=False)
+
+
+def place_model(settings: HubModel, model: Any, device: torch.device) -> tuple[Any, torch.device]:
+    """A loaded model on its device, and where its inputs go: for a spread one, where its first weights are."""
+    if settings.device_map == "none":
+        return model.to(device), device
+    # What waits in memory or on disk for a GPU is a meta tensor.
+    held = (weight.device for weight in model.parameters() if not weight.is_meta)
+    return model, next(held, torch.device("cuda:0" if torch.cuda.is_available() else "cpu"))
 
 
 def load_parts(settings: HubModel, *autos: str) -> list[Any]:

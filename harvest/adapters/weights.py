@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from thresher.harvest.adapters.base import Precision
 from thresher.hub import MIRROR
@@ -46,9 +46,19 @@ def fingerprint_weights(model: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        flat = (_read_offloaded(model, name) if tensor.is_meta else tensor).detach().cpu().contiguous().reshape(-1)
         digest.update(memoryview(flat.view(torch.uint8).numpy()))
     return digest.hexdigest()
+
+
+def _read_offloaded(model: nn.Module, name: str) -> Tensor:
+    """A weight of a spread model that waits in memory or on disk until its module runs."""
+    from accelerate.utils import align_module_device
+
+    path, _, own = name.rpartition(".")
+    module = model.get_submodule(path)
+    with align_module_device(module, torch.device("cpu")):
+        return getattr(module, own).detach().clone()
 
 
 def to_plain(values: dict[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,11 @@ def count_ranks() -> int:
     return _read_number("WORLD_SIZE", 1)
 
 
+def count_local_ranks() -> int:
+    """How many of them are on this machine."""
+    return _read_number("LOCAL_WORLD_SIZE", 1)
+
+
 def is_first_process() -> bool:
     """Whether this process speaks for those that were launched with it."""
     return _read_number("RANK", 0) == 0
