@@ -3,7 +3,7 @@
 import importlib
 import textwrap
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -110,6 +110,29 @@ def run(config: ConfigFile, overrides: Overrides = None) -> None:
     from thresher import pipeline
 
     _finish(pipeline.run(pipeline.load(config, overrides or ())))
+
+
+@app.command(cls=_with_fields("thresher.batch.plan:PlanConfig"))
+@guard
+def batch(
+    plan: Annotated[Path, typer.Argument(metavar="PLAN.yaml", help="Runs of the pipeline, and what varies between them.")],
+    overrides: Overrides = None,
+    engine: Annotated[Literal["local", "ray"], typer.Option(help="Processes of this machine, or a Ray cluster.")] = "local",
+    workers: Annotated[int, typer.Option(min=1, help="Units at once on this machine.")] = 1,
+) -> None:
+    """Do many runs of the pipeline: every unit once, again when it dies. Run again to do what is missing."""
+    from thresher.batch.plan import load_plan
+    from thresher.batch.run import open_engine
+    from thresher.batch.run import run as run_batch
+
+    loaded = load_plan(plan, overrides or [])
+    with open_engine(loaded.config, engine, workers) as opened:
+        outcome = run_batch(loaded, opened)
+    print_table(outcome.units)
+    print_table(outcome.results)
+    typer.echo(f"summary: {loaded.config.out / 'summary.json'}")
+    if not outcome.is_complete:
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -1,6 +1,7 @@
 """Configurations: frozen dataclasses, read from YAML with `key=value` overrides, all mistakes reported together."""
 
 import ast
+import copy
 import dataclasses
 import difflib
 import inspect
@@ -53,6 +54,14 @@ def read_values(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     for override in overrides:
         _apply(values, override)
     return values
+
+
+def override_values(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """A copy of plain values with `key=value` overrides applied, not validated yet. Raises ConfigError."""
+    changed = copy.deepcopy(dict(values))
+    for override in overrides:
+        _apply(changed, override)
+    return changed
 
 
 def parse_yaml(text: str, where: str) -> dict[str, Any]:

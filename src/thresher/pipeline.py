@@ -1,9 +1,8 @@
 """All three stages from one configuration: one harvest, any number of sparse autoencoders, one analysis."""
 
-import dataclasses
+import copy
 import fnmatch
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,12 @@ from typing import Any
 from thresher.analyze import run as analyze
 from thresher.analyze.run import AnalyzeConfig
 from thresher.config import config, read_values, validate
-from thresher.errors import CheckpointError, ConfigError
+from thresher.errors import ConfigError
 from thresher.harvest import run as harvest
 from thresher.harvest.run import HarvestConfig
 from thresher.progress import log
 from thresher.train import run as train
+from thresher.train.matched import run_matched
 from thresher.train.run import TrainConfig
 
 
@@ -60,23 +60,28 @@ class RunConfig:
 
 def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a run's configuration and fill in the folders that follow from `out`. Raises ConfigError."""
-    values = read_values(path, overrides)
+    return complete(read_values(path, overrides), str(path))
+
+
+def complete(given: Mapping[str, Any], where: str) -> RunConfig:
+    """The configuration of a run from plain values, with the folders that follow from `out`. Raises ConfigError."""
+    values = copy.deepcopy(dict(given))
     out = values.get("out")
     if not values.get("train"):
-        raise ConfigError(f"{path}: train: name at least one sparse autoencoder, for instance train.mp")
+        raise ConfigError(f"{where}: train: name at least one sparse autoencoder, for instance train.mp")
     if not isinstance(out, str):
-        raise ConfigError(f"{path}: out: expected the folder of the run, found {out!r}")
+        raise ConfigError(f"{where}: out: expected the folder of the run, found {out!r}")
     store, saes = f"{out}/store", {}
     _group(values, "harvest").setdefault("out", store)
     for name, member in _group(values, "train").items():
         if not isinstance(member, dict):
-            raise ConfigError(f"{path}: train.{name}: expected the fields of a training, found {member!r}")
+            raise ConfigError(f"{where}: train.{name}: expected the fields of a training, found {member!r}")
         # The groups may be one YAML anchor: each gets its own copy.
         values["train"][name] = {"store": values["harvest"]["out"], "out": f"{out}/sae/{name}"} | member
         saes[name] = values["train"][name]["out"]
     follow = {"store": values["harvest"]["out"], "saes": saes, "out": f"{out}/report"}
     values["analyze"] = follow | _group(values, "analyze")
-    return validate(RunConfig, values, str(path))
+    return validate(RunConfig, values, where)
 
 
 def demo_config() -> Path:
@@ -87,22 +92,13 @@ def demo_config() -> Path:
 def run(settings: RunConfig) -> Path:
     """Run the stages in order, skipping what is finished; returns the path of the report."""
     harvest.run(settings.harvest)
-    target: float | None = None
+    matched: Path | None = None
     for name, member in settings.train.items():
         log(f"training {name}")
-        folder = train.run(member) if target is None else _train_matched(settings, name, target)
+        folder = train.run(member) if matched is None else run_matched(member, matched)
         if name == settings.match_l0:
-            target = _realised_l0(folder)
+            matched = folder
     return analyze.run(settings.analyze)
-
-
-def _train_matched(settings: RunConfig, name: str, target: float) -> Path:
-    """Train one to the L0 that the one to match has reached; a refusal says where the setting came from."""
-    member, because = settings.train[name], f"match_l0={settings.match_l0}: train.{name}.sae is set to its L0, {target:.4g}"
-    try:
-        return train.run(dataclasses.replace(member, sae=member.sae.with_l0(target)))
-    except (ConfigError, CheckpointError) as error:
-        raise type(error)(f"{error}\n({because})") from error
 
 
 def _group(values: dict[str, Any], name: str) -> dict[str, Any]:
@@ -110,7 +106,3 @@ def _group(values: dict[str, Any], name: str) -> dict[str, Any]:
     if not isinstance(group, dict):
         raise ConfigError(f"{name}: expected a group of fields, found {group!r}")
     return group
-
-
-def _realised_l0(folder: Path) -> float:
-    return float(json.loads((folder / "config.json").read_text())["evaluation"]["l0"])
