@@ -10,7 +10,7 @@ import argparse
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -55,7 +55,7 @@ class Compiled(NamedTuple):
 
 
 @contextmanager
-def note_launches() -> Iterator[list[Launch]]:
+def note_launches() -> Generator[list[Launch], None, None]:
     """Every launch inside is noted instead of made."""
     launches: list[Launch] = []
 
