@@ -12,11 +12,22 @@ SMALLEST = {
     "analyze.py": ["200", "64", "4"],
     "gpu.py": ["--device", "cpu", "--shapes", "32,128,4,64", "--rounds", "1"],
     "gpu_compile.py": ["32,128,4,64"],
+    "harvest.py": ["--parts=forward,write", "--model=ViT-S-32", "--hooks=vision.0", "--images=2", "--rounds=1", "--mb=1"],
     "pursuit.py": ["--sizes", "32,128,4,64", "--repeats", "1"],
     "store.py": ["--mb", "2", "--width", "64", "--hooks", "2", "--repeats", "1"],
     "train_step.py": ["32,128,4,64", "--rounds", "1"],
 }
-SHARED = ["contenders.py", "costs.py", "gpu_checks.py", "gpu_rates.py", "peers.py", "rows.py", "timing.py"]
+SHARED = [
+    "contenders.py",
+    "costs.py",
+    "gpu_checks.py",
+    "gpu_rates.py",
+    "harvest_memory.py",
+    "harvest_peers.py",
+    "peers.py",
+    "rows.py",
+    "timing.py",
+]
 """What benchmarks import."""
 
 

@@ -120,11 +120,13 @@ class HookedModel:
         watched = [find_tap(self.model, self._towers, point.name).module for point in hook_points]
         self._compiled = find_parts(self.model, watched)
         compile_parts(self._compiled)
-        for modality in dict.fromkeys(point.modality for point in hook_points):
-            inputs = self._towers[modality].blank().send(self._device)
+        for modality, tower in self._towers.items():
+            points = [point for point in hook_points if point.modality == modality]
+            if not points:
+                continue
             try:
                 with torch.inference_mode():
-                    self.capture(inputs, [point for point in hook_points if point.modality == modality])
+                    self.capture(tower.blank().send(self._device), points)
             except TorchDynamoException as error:
                 reason = str(error).strip().partition("\n")[0]
                 raise ModelError(f"torch.compile cannot do this model here ({reason}); set compile=false") from error
