@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from thresher.data.store.layout import RUN
+from thresher.data.store.places import parse_location
 from thresher.data.store.reader import Store, open_store
 from thresher.errors import StoreError
 
@@ -29,11 +30,16 @@ def describe_store(path: str | Path) -> dict[str, Any]:
     }
 
 
-def list_stores(folder: Path) -> list[dict[str, Any]]:
+def list_stores(folder: str | Path) -> list[dict[str, Any]]:
     """One line of plain values for each store in a folder or below it, in order of their paths.
 
     A store that cannot be opened has its `problem` told instead of its content. Raises StoreError: no such folder.
     """
+    folder = parse_location(folder)
+    if isinstance(folder, str):
+        raise StoreError(
+            f"{folder}: only folders of this machine are looked through; `thresher store info` describes one store"
+        )
     if not folder.is_dir():
         raise StoreError(f"{folder}: no such folder; give one that holds stores, or one above it")
     found = sorted(run.parent for run in folder.rglob(RUN) if _is_store(run))

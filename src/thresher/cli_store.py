@@ -68,7 +68,7 @@ def store_verify(
 
 @app.command("ls")
 @guard
-def store_ls(folder: Annotated[Path, typer.Argument(help="Folder to look through.")] = Path()) -> None:
+def store_ls(folder: Annotated[str, typer.Argument(help="Folder to look through.")] = ".") -> None:
     """The stores below a folder."""
     from thresher.data.store import list_stores
 
