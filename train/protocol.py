@@ -21,6 +21,8 @@ class Stats(NamedTuple):
     """Rows in the batch."""
     kept: Tensor | None = None
     """What the architecture wants to see again in `observe` and is no scalar."""
+    points: Tensor | None = None
+    """Rows that an archetypal dictionary collects to mix its atoms from."""
 
 
 @runtime_checkable

@@ -29,6 +29,7 @@ from thresher.train.arch import (
     Spade,
     TopK,
 )
+from thresher.train.arch.hull import HullConfig
 from thresher.train.checkpoint import load_sae
 from thresher.train.config import TrainConfig
 from thresher.train.evaluate import evaluate
@@ -131,6 +132,7 @@ def test_planted_atoms_are_recovered(make_store, planted_atoms, tmp_path) -> Non
         AbsTopK(d_sae=32, k=2, dead_after=500),
         PAnneal(d_sae=32, l0=3.0, anneal_from=5, anneal_until=35, n_powers=6, n_remembered=3),
         NestedTopK(d_sae=32, k=2),
+        TopK(d_sae=32, k=2, hull=HullConfig(points=150, mixed=4)),
         Spade(d_sae=32, l0=3.0),
         DistanceWeighted(d_sae=32, l0=3.0, unrolled=4),
     ],

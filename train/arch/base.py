@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from thresher.config import config
 from thresher.errors import ConfigError
+from thresher.train.arch.hull import Hull, HullConfig
 from thresher.train.kernels import Codes, sparse_decode, sparse_encode
 from thresher.train.protocol import Stats
 
@@ -28,6 +29,8 @@ class Dictionary:
     """Dictionary size: number of atoms."""
     dead_after: int = 1_000_000
     """An atom that has not fired for this many training rows counts as dead."""
+    hull: HullConfig | None = None
+    """Keep atoms near mixtures of data points (archetypal dictionary); free when not given."""
 
     def __post_init__(self) -> None:
         if self.d_sae < 1:
@@ -49,6 +52,7 @@ class Coder(nn.Module):
         self.bias = nn.Parameter(torch.zeros(d_in))
         self.dead_after = settings.dead_after
         self.register_buffer("idle", torch.zeros(settings.d_sae, dtype=torch.int64))
+        self.hull = None if settings.hull is None else Hull(settings.hull, d_in, settings.d_sae)
 
     @property
     def dictionary(self) -> nn.Parameter:
@@ -74,12 +78,16 @@ class Coder(nn.Module):
 
     @torch.no_grad()
     def constrain(self) -> None:
-        """Scale every atom back to unit norm."""
+        """Scale every atom back to unit norm, and turn it back to its hull if it has one."""
         functional.normalize(self.dictionary, dim=1, out=self.dictionary.data)
+        if self.hull is not None:
+            self.hull.project(self.dictionary)
 
     def observe(self, stats: Stats) -> None:
-        """Count the rows since each atom last fired."""
+        """Count the rows since each atom last fired; take the rows that the hull still wants."""
         self.idle.add_(stats.n_rows).masked_fill_(stats.fired, 0)
+        if self.hull is not None and stats.points is not None:
+            self.hull.collect(stats.points, self.dictionary)
 
     def find_dead(self) -> Bool[Tensor, "d_sae"]:
         """Atoms that have not fired for `dead_after` training rows."""
@@ -95,7 +103,11 @@ class Coder(nn.Module):
             "l0": l0.float().mean(),
             "dead": self.find_dead().float().mean(),
         }
-        return Stats(shared | {name: part.detach() for name, part in parts.items()}, fired, x.shape[0])
+        points = None
+        if self.hull is not None:
+            shared["points_missing"] = x.new_full((), self.hull.n_wanted)
+            points = x[: self.hull.n_wanted].detach() if self.hull.n_wanted else None
+        return Stats(shared | {name: part.detach() for name, part in parts.items()}, fired, x.shape[0], points=points)
 
     def atoms(self) -> Float[Tensor, "d_sae d_in"]:
         """The dictionary, to be used in a loss: its gradient loses the radial part, which `constrain` would undo."""

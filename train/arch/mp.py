@@ -81,6 +81,8 @@ class MatchingPursuit(Dictionary):
             raise ConfigError(f"revive={self.revive}: a weight is not negative")
         if not 0 <= self.redraw <= self.d_sae:
             raise ConfigError(f"redraw={self.redraw}: redraw between 0 and d_sae={self.d_sae} atoms per batch")
+        if self.redraw and self.hull is not None:
+            raise ConfigError(f"redraw={self.redraw}: redrawn atoms leave the hull; give redraw=0 with an archetypal dictionary")
 
     def with_l0(self, target: float) -> "MatchingPursuit":
         """The same, set to reach `target` active atoms per row: as many steps, rounded up (repeats lower the L0)."""
