@@ -82,7 +82,7 @@ class MatchingPursuit(Dictionary):
         if not 0 <= self.redraw <= self.d_sae:
             raise ConfigError(f"redraw={self.redraw}: redraw between 0 and d_sae={self.d_sae} atoms per batch")
         if self.redraw and self.hull is not None:
-            raise ConfigError(f"redraw={self.redraw}: redrawn atoms leave the hull; give redraw=0 with an archetypal dictionary")
+            raise ConfigError(f"redraw={self.redraw}: redrawn atoms leave the hull; give redraw=0 beside it")
 
     def with_l0(self, target: float) -> "MatchingPursuit":
         """The same, set to reach `target` active atoms per row: as many steps, rounded up (repeats lower the L0)."""
