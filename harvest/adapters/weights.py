@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from thresher.harvest.adapters.base import Precision
 from thresher.hub import MIRROR
@@ -51,7 +51,7 @@ def fingerprint_weights(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _read_offloaded(model: nn.Module, name: str) -> Tensor:
+def _read_offloaded(model: nn.Module, name: str) -> Any:
     """A weight of a spread model that waits in memory or on disk until its module runs."""
     from accelerate.utils import align_module_device
 

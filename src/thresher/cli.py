@@ -122,14 +122,14 @@ def batch(
 ) -> None:
     """Do many runs of the pipeline: every unit once, again when it dies. Run again to do what is missing."""
     from thresher.batch.plan import load_plan
-    from thresher.batch.run import open_engine
+    from thresher.batch.run import open_engine, pick_headline
     from thresher.batch.run import run as run_batch
 
     loaded = load_plan(plan, overrides or [])
     with open_engine(loaded.config, engine, workers) as opened:
         outcome = run_batch(loaded, opened)
     print_table(outcome.units)
-    print_table(outcome.results)
+    print_table(pick_headline(outcome.results))
     typer.echo(f"summary: {loaded.config.out / 'summary.json'}")
     if not outcome.is_complete:
         raise typer.Exit(1)

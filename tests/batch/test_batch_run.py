@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from thresher import pipeline
+from thresher.analyze.run import load_summary
 from thresher.batch.engines import LocalEngine
 from thresher.batch.plan import Plan, load_plan
 from thresher.batch.run import run
@@ -92,7 +93,7 @@ def test_a_failing_unit_is_reported_and_the_others_are_done(batch: tuple[Plan, A
     failed = next(row for row in outcome.units if row["state"] == "failed")
     assert "vision.nowhere" in (plan.config.out / "logs" / f"{failed['unit']}.log").read_text()
     assert failed["attempts"] == "1"
-    assert [row["run"] for row in outcome.results] == ["good"]
+    assert [(row["run"], row["sae"], row["L0"]) for row in outcome.results] == [("good", "topk", "2.0")]
     summary = json.loads((plan.config.out / "summary.json").read_bytes())
     assert summary["units"] == outcome.units
 
@@ -110,8 +111,8 @@ def test_a_killed_unit_is_done_again_with_the_same_result(batch: tuple[Plan, Any
     assert stores[0] == stores[1]
     saes = [(config.train["topk"].out / "model.safetensors").read_bytes() for config in (alone, run_of)]
     assert saes[0] == saes[1]
-    metrics = [json.loads((config.analyze.out / "metrics.json").read_bytes()) for config in (alone, run_of)]
-    assert metrics[0] == metrics[1]
+    by_one, by_batch = (load_summary(config.analyze.out) for config in (alone, run_of))
+    assert by_one == by_batch
 
 
 def test_a_second_batch_repeats_only_what_failed(batch: tuple[Plan, Any, Path]) -> None:

@@ -2,7 +2,7 @@
 
 import fcntl
 import os
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +20,8 @@ from thresher.files import write_atomic
 from thresher.runs import canonical_json, refuse_foreign
 
 SUMMARY = "summary.json"
+HEADLINE = ("run", "sae", "L0", "R2", "R2 image", "R2 text", "FVU", "dead", "recovered from zero")
+"""Columns of the table of results; `summary.json` has all."""
 
 
 class Outcome(NamedTuple):
@@ -164,5 +166,18 @@ def _summarize(plan: Plan, files: UnitFiles, statuses: Mapping[str, Status]) -> 
     results: list[dict[str, str]] = []
     for name in plan.runs:
         if statuses[f"analyze-{name}"].is_done:
-            results += [{"run": name, **row} for row in load_summary(plan.units[f"analyze-{name}"].out)]
+            results += _read_results(name, plan.units[f"analyze-{name}"].out)
     return Outcome(units, results, all(status.is_done for status in statuses.values()))
+
+
+def _read_results(run: str, folder: Path) -> list[dict[str, str]]:
+    """A row per dictionary, from the table of an analysis, which has one per measure."""
+    measures = load_summary(folder)
+    names = [name for name in measures[0] if name != "measure"]
+    return [{"run": run, "sae": name} | {row["measure"].strip(): row[name] for row in measures} for name in names]
+
+
+def pick_headline(results: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
+    """The results as far as they fit beside each other, with equal keys in all rows."""
+    shown = [name for name in HEADLINE if any(name in row for row in results)]
+    return [{name: row.get(name, "") for name in shown} for row in results]
