@@ -1,16 +1,17 @@
 """Next-token loss of a language model that goes on with reconstructions instead of its own activations."""
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple, Protocol, runtime_checkable
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from thresher.analyze.metrics.estimate import Estimate, estimate
 from thresher.analyze.metrics.resample import Resample
+from thresher.errors import ModelError
 
 Replacement = Callable[[Float[Tensor, "*position d_in"]], Float[Tensor, "*position d_in"]]
 """Maps activations to what the model goes on with."""
@@ -103,6 +104,30 @@ def from_position(first: int, replace: Replacement) -> Replacement:
         return torch.cat([x[..., :first, :], replaced], dim=-2)
 
     return replace_rest
+
+
+@contextmanager
+def splice_module(module: nn.Module, replace: Replacement) -> Generator[None, None, None]:
+    """While the block runs, any model goes on with `replace` of what this module of it gives out, or of the first part of
+    that when it is a tuple. Raises ModelError: it gives out something else, or `replace` changes the shape."""
+
+    def hook(module: nn.Module, arguments: Any, output: Any) -> Any:
+        before = output[0] if isinstance(output, tuple) else output
+        if not isinstance(before, Tensor):
+            raise ModelError(
+                f"{type(module).__name__}: gives a {type(before).__name__}, expected a tensor; splice one inside it"
+            )
+        after = replace(before)
+        if after.shape != before.shape:
+            raise ModelError(f"{type(module).__name__}: the replacement made {list(after.shape)} of {list(before.shape)}")
+        after = after.to(before)
+        return (after, *output[1:]) if isinstance(output, tuple) else after
+
+    handle = module.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def ablate_to_zero(x: Float[Tensor, "*position d_in"]) -> Float[Tensor, "*position d_in"]:

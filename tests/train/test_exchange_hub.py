@@ -98,14 +98,30 @@ def hub() -> Iterator[HubServer]:
             thread.join()
 
 
-def call(hub: HubServer, home: Path, *arguments: str, token: str = TOKEN) -> subprocess.CompletedProcess[str]:
+RUNNER = """
+import json, os, sys
+from typer.testing import CliRunner
+from thresher.cli import app
+for line in sys.stdin:
+    token, *arguments = json.loads(line)
+    os.environ["HF_TOKEN"] = token
+    done = CliRunner().invoke(app, ["sae", *arguments])
+    print(json.dumps([done.exit_code, done.output]))
+"""
+"""The hub's client reads its address when it is imported, so the commands run in a process of their own."""
+
+
+def call(hub: HubServer, home: Path, calls: list[list[str]]) -> list[tuple[int, str]]:
+    """Exit code and output of `thresher sae ...`, one after the other; each call starts with the token to use."""
     kept = {name: value for name, value in os.environ.items() if name not in ("HF_HUB_OFFLINE", "THRESHER_HUB")}
-    own = {"HF_ENDPOINT": hub.address, "HF_TOKEN": token, "HF_HOME": str(home), "OMP_NUM_THREADS": "1", "NO_PROXY": "127.0.0.1"}
-    command = [sys.executable, "-c", "from thresher.cli import main; main()", "sae", *arguments]
-    return subprocess.run(command, env=kept | own, capture_output=True, text=True, check=False)
+    own = {"HF_ENDPOINT": hub.address, "HF_HOME": str(home), "OMP_NUM_THREADS": "1", "NO_PROXY": "127.0.0.1"}
+    lines = "".join(json.dumps(each) + "\n" for each in calls)
+    command = [sys.executable, "-c", RUNNER]
+    done = subprocess.run(command, input=lines, env=kept | own, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return [tuple(json.loads(line)) for line in done.stdout.splitlines()]
 
 
-@pytest.mark.slow
 def test_what_is_pulled_is_what_was_pushed_and_without_a_token_or_a_repository_the_refusal_says_so(
     hub: HubServer, tmp_path: Path
 ) -> None:
@@ -116,22 +132,18 @@ def test_what_is_pulled_is_what_was_pushed_and_without_a_token_or_a_repository_t
     trained = TrainedSAE(build(settings, 8, 0), normalizer, config, "f" * 64, identity, {"r2": 0.5}, 3, True)
     save_sae(tmp_path / "sae", trained)
 
-    refused = call(hub, tmp_path / "home", "push", str(tmp_path / "sae"), REPO, token="hf_of_nobody")
-    assert refused.returncode == 2
-    assert "log in with" in refused.stderr
-    assert not hub.files
-    missing = call(hub, tmp_path / "home", "pull", REPO, str(tmp_path / "pulled"))
-    assert missing.returncode == 2
-    assert "the hub refuses it" in missing.stderr
-
-    pushed = call(hub, tmp_path / "home", "push", str(tmp_path / "sae"), REPO)
-    assert pushed.returncode == 0, pushed.stderr
-    assert pushed.stdout.strip() == f"{hub.address}/{REPO}"
+    sae, pulled = str(tmp_path / "sae"), str(tmp_path / "pulled")
+    calls = [["hf_of_nobody", "push", sae, REPO], [TOKEN, "pull", REPO, pulled], [TOKEN, "push", sae, REPO]]
+    (refused, missing, pushed, back) = call(hub, tmp_path / "home", [*calls, calls[1]])
+    assert refused[0] == 2
+    assert "log in with" in refused[1]
+    assert missing[0] == 2
+    assert "the hub refuses it" in missing[1]
+    assert pushed[0] == 0, pushed[1]
+    assert f"{hub.address}/{REPO}" in pushed[1].splitlines()
     assert sorted(hub.files) == ["README.md", "config.json", "model.safetensors"]
     assert b"| all | 0.5 |" in hub.files["README.md"]
-
-    pulled = call(hub, tmp_path / "home", "pull", REPO, str(tmp_path / "pulled"))
-    assert pulled.returncode == 0, pulled.stderr
+    assert back[0] == 0, back[1]
     x = torch.randn(5, 8)
-    found = load_sae(tmp_path / "pulled").encode(x, "text.3")
+    found = load_sae(pulled).encode(x, "text.3")
     assert all(torch.equal(a, b) for a, b in zip(found, trained.encode(x, "text.3"), strict=True))
