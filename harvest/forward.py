@@ -149,6 +149,13 @@ class Reader:
         return f"{where}: the model gives {what} in {precision}; {advice}leave such rows out with on_nonfinite=drop"
 
 
+def count_rows(prepared: Prepared, space: str) -> int:
+    """The rows that a batch will have in a row space, when no policy leaves some out for their values."""
+    modality = space.partition(".")[0]
+    chunks = [chunk for chunk in prepared.chunks if chunk.inputs.modality == modality]
+    return sum(len(_rows_of(chunk, space).item) for chunk in chunks)
+
+
 def _rows_of(chunk: Chunk, space: str) -> RowIndex:
     return {"tokens": chunk.tokens, "means": chunk.means.rows, "items": chunk.items}[space.partition(".")[2]]
 

@@ -1,5 +1,6 @@
 """Records to model inputs, ahead of the forward pass: read in order by one thread, decoded and prepared by several."""
 
+import dataclasses
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -80,6 +81,11 @@ class Preparer:
     def decode_in(self, decode: Decoder, transform: Transform | None) -> "Preparer":
         """The same preparer that decodes and transforms images elsewhere."""
         return Preparer(self._settings, self._source, self._adapter, self._modalities, decode, transform)
+
+    def skip_thumbnails(self) -> "Preparer":
+        """The same preparer that makes no thumbnails."""
+        settings = dataclasses.replace(self._settings, thumbnail=0)
+        return Preparer(settings, self._source, self._adapter, self._modalities, self._decode, self._transform)
 
     def read(self, batch: int) -> NumberedRecords:
         """The records of a batch, images undecoded, with their numbers in the source."""
