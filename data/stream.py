@@ -12,13 +12,14 @@ from jaxtyping import Bool, Float, Float32, Int64
 from torch import Tensor
 
 from thresher.config import config
+from thresher.data.pool import ReusedMemory
 from thresher.data.records import Modality
 from thresher.data.shuffle import ShuffledRows
 from thresher.data.store import Store
 from thresher.errors import CheckpointError, ConfigError, StoreError
 
 Balance = Literal["equal", "rows"]
-PREFETCHED_BATCHES = 4
+PREFETCHED_BATCHES = 2
 """Batches that are ready before the trainer asks for them."""
 
 
@@ -62,6 +63,14 @@ class _Position(NamedTuple):
     """Per hook point what it is owed, in units of 1 / sum(weights) of a row."""
 
 
+class _Made(NamedTuple):
+    """A batch that is ready, or will be when the device has come to `event`."""
+
+    batch: StreamBatch
+    position: _Position
+    event: "torch.cuda.Event | None"
+
+
 class ActivationStream:
     """Endless shuffled batches over the training rows of one or more hook points of equal width.
 
@@ -95,7 +104,9 @@ class ActivationStream:
             "pool_rows": pool_rows,
             "balance": balance,
         }
-        self._sources = _open_sources(store, hook_points, holdout=holdout, seed=seed, pool_rows=pool_rows)
+        # One for all copies to the device: they pass the trainer's work, and stay in order among themselves.
+        self._cuda_stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._sources = self._open_sources(store, holdout=holdout, seed=seed, pool_rows=pool_rows)
         self._weights = [1 if balance == "equal" else source.n_rows for source in self._sources]
         zeros = (0,) * len(self._sources)
         self._position = _Position(zeros, zeros)
@@ -111,8 +122,8 @@ class ActivationStream:
         return sum(self._position.taken) / self.n_rows
 
     def __iter__(self) -> Iterator[StreamBatch]:
-        """Batches from the current position on, read ahead by a thread that ends with the iterator."""
-        ready: queue.Queue[tuple[StreamBatch, _Position] | BaseException] = queue.Queue(PREFETCHED_BATCHES)
+        """Batches from the current position on, made ahead by a thread that ends with the iterator."""
+        ready: queue.Queue[_Made | BaseException] = queue.Queue(PREFETCHED_BATCHES)
         stop = threading.Event()
         thread = threading.Thread(target=self._produce, args=(ready, stop), name="stream-batches", daemon=True)
         thread.start()
@@ -121,8 +132,8 @@ class ActivationStream:
                 made = ready.get()
                 if isinstance(made, BaseException):
                     raise made
-                batch, self._position = made
-                yield self._move(batch)
+                self._position = made.position
+                yield self._receive(made)
         finally:
             stop.set()
             while thread.is_alive():
@@ -151,34 +162,68 @@ class ActivationStream:
         for source in self._sources:
             source.close()
 
-    def _produce(self, ready: "queue.Queue[tuple[StreamBatch, _Position] | BaseException]", stop: threading.Event) -> None:
+    def _open_sources(self, store: Store, *, holdout: float, seed: int, pool_rows: int) -> list[ShuffledRows]:
+        """The training rows of each hook point; the rows in memory are shared out in proportion to the rows they have."""
+        total = sum(store.rows(name) for name in self.hook_points)
+        modalities: set[Modality] = {store.hook_points[name].modality for name in self.hook_points}
+        held = {modality: held_out(store, modality, holdout, seed) for modality in modalities}
+        sources: list[ShuffledRows] = []
+        for index, name in enumerate(self.hook_points):
+            n_rows = store.rows(name)
+            source = ShuffledRows(
+                store,
+                name,
+                held_out=held[store.hook_points[name].modality],
+                pool_rows=max(1, pool_rows * n_rows // max(total, 1)),
+                seed=seed,
+                stream=index,
+                device=self._device,
+                cuda_stream=self._cuda_stream,
+            )
+            if source.n_rows == 0:
+                raise StoreError(
+                    f"{store.path}: {name}: none of its {n_rows} rows is left for training with holdout={holdout}; "
+                    "harvest more records or hold out fewer"
+                )
+            sources.append(source)
+        return sources
+
+    def _produce(self, ready: "queue.Queue[_Made | BaseException]", stop: threading.Event) -> None:
         try:
-            for made in self._batches(self._position):
-                ready.put(made)
-                if stop.is_set():
-                    return
+            with torch.cuda.stream(self._cuda_stream):
+                for made in self._batches(self._position):
+                    ready.put(made)
+                    if stop.is_set():
+                        return
         except BaseException as error:
             ready.put(error)
 
-    def _batches(self, position: _Position) -> Generator[tuple[StreamBatch, _Position], None, None]:
-        on_cuda = self._device.type == "cuda"
-        dtypes = {source.dtype for source in self._sources}
-        dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32
+    def _batches(self, position: _Position) -> Generator[_Made, None, None]:
+        memory = ReusedMemory((self._batch_size, self.d_in), self._device)
         while True:
             counts, credit = share_out(self._batch_size, self._weights, position.credit)
-            x = torch.empty((self._batch_size, self.d_in), dtype=dtype, pin_memory=on_cuda)
+            x = memory.take()
             start = 0
             for source, taken, count in zip(self._sources, position.taken, counts, strict=True):
                 source.take_into(taken, x[start : start + count])
                 start += count
-            group = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+            group = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts)).to(self._device)
             taken = tuple(taken + count for taken, count in zip(position.taken, counts, strict=True))
             position = _Position(taken, tuple(credit))
-            yield (StreamBatch(x, group.pin_memory()) if on_cuda else StreamBatch(x.float(), group)), position
+            event = None
+            if self._cuda_stream is not None:
+                event = torch.cuda.Event()
+                event.record(self._cuda_stream)
+            yield _Made(StreamBatch(x, group), position, event)
 
-    def _move(self, batch: StreamBatch) -> StreamBatch:
-        x = batch.x.to(self._device, non_blocking=True)
-        return StreamBatch(x.float(), batch.group.to(self._device, non_blocking=True))
+    def _receive(self, made: _Made) -> StreamBatch:
+        """The batch, for the CUDA stream that the caller works on."""
+        if made.event is not None:
+            current = torch.cuda.current_stream(self._device)
+            current.wait_event(made.event)
+            for tensor in made.batch:
+                tensor.record_stream(current)
+        return made.batch
 
 
 def share_out(n: int, weights: Sequence[int], credit: Sequence[int]) -> tuple[list[int], list[int]]:
@@ -236,24 +281,6 @@ def _mix(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))
-
-
-def _open_sources(store: Store, hook_points: Sequence[str], *, holdout: float, seed: int, pool_rows: int) -> list[ShuffledRows]:
-    """The training rows of each hook point; the rows in memory are shared out in proportion to the rows they have."""
-    total = sum(store.rows(name) for name in hook_points)
-    modalities: set[Modality] = {store.hook_points[name].modality for name in hook_points}
-    held = {modality: held_out(store, modality, holdout, seed) for modality in modalities}
-    sources: list[ShuffledRows] = []
-    for index, name in enumerate(hook_points):
-        mask, n_rows = held[store.hook_points[name].modality], store.rows(name)
-        share = max(1, pool_rows * n_rows // max(total, 1))
-        sources.append(ShuffledRows(store, name, held_out=mask, pool_rows=share, seed=seed, stream=index))
-        if sources[-1].n_rows == 0:
-            raise StoreError(
-                f"{store.path}: {name}: none of its {n_rows} rows is left for training with holdout={holdout}; "
-                "harvest more records or hold out fewer"
-            )
-    return sources
 
 
 def _common_width(store: Store, hook_points: Sequence[str]) -> int:
