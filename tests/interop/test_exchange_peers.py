@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from thresher.analyze.splice import from_position
 from thresher.errors import CheckpointError
 from thresher.train.arch import (
     Architecture,
@@ -25,9 +26,9 @@ from thresher.train.arch import (
     TopK,
     build,
 )
-from thresher.train.checkpoint import TrainedSAE
+from thresher.train.checkpoint import TrainedSAE, load_sae
 from thresher.train.config import TrainConfig
-from thresher.train.exchange import export_sae, load_saebench
+from thresher.train.exchange import export_sae, import_sae, load_saebench
 from thresher.train.exchange.convert import Format
 from thresher.train.exchange.files import read_json, read_tensors
 from thresher.train.kernels import densify
@@ -259,3 +260,86 @@ def test_the_object_for_saebench_has_the_fields_of_its_own_classes(export: Expor
     methods = {name for name in vars(module.ReluSAE.__mro__[1]) if not name.startswith("_")}
     parameters = {name for name, _ in reference.named_parameters()}
     assert {name for name in (methods | parameters) if not hasattr(sae, name)} == {"test_sae"}
+
+
+def draw_into(sae: torch.nn.Module, norms: float = 1.0) -> None:
+    """Random parameters: decoder rows of this norm, thresholds positive."""
+    generator = torch.Generator().manual_seed(5)
+    for name, value in sae.named_parameters():
+        drawn = torch.randn(value.shape, generator=generator)
+        value.data = drawn.abs() / 2 if name == "threshold" else drawn / (1 if drawn.ndim == 2 else 10)
+    sae.W_dec.data = norms * torch.nn.functional.normalize(sae.W_dec.data, dim=1)  # type: ignore[operator, union-attr]
+
+
+SAELENS: tuple[tuple[str, str, float, dict[str, object]], ...] = (
+    ("standard", "Standard", 1.5, {}),
+    ("jumprelu", "JumpReLU", 0.5, {"apply_b_dec_to_input": False}),
+    ("topk", "TopK", 0.7, {"k": 5, "rescale_acts_by_decoder_norm": False}),
+    ("topk", "TopK", 0.7, {"k": 5, "rescale_acts_by_decoder_norm": True}),
+    (
+        "matching_pursuit",
+        "MatchingPursuit",
+        1.0,
+        {"max_iterations": 5, "residual_threshold": 0.0, "stop_on_duplicate_support": False},
+    ),
+)
+
+
+@pytest.mark.interop
+@pytest.mark.parametrize(("module", "name", "norms", "own"), SAELENS)
+def test_what_saelens_saves_gives_its_codes_and_reconstructions_here(
+    module: str, name: str, norms: float, own: dict[str, object], need: Need, tmp_path: Path
+) -> None:
+    """Codes become lengths: theirs times the norm of the atom, unless SAELens rescales by the norms itself."""
+    need("saelens")
+    classes = peers.import_peer(f"sae_lens.saes.{module}_sae")
+    config = getattr(classes, f"{name}SAEConfig")(d_in=D_IN, d_sae=D_SAE, **own)
+    config.metadata.hook_name = "blocks.3.hook_resid_post"
+    sae = getattr(classes, f"{name}SAE")(config)
+    draw_into(sae, norms)
+    sae.save_model(tmp_path / "theirs")
+    import_sae(tmp_path / "theirs", tmp_path / "back")
+    back, x = load_sae(tmp_path / "back"), torch.randn(ROWS, D_IN, generator=torch.Generator().manual_seed(1))
+    hook = "blocks.3.hook_resid_post"
+    codes = back.encode(x, hook)
+    theirs = sae.encode(x)
+    factor = 1.0 if own.get("rescale_acts_by_decoder_norm") else norms
+    check((densify(codes, D_SAE), back.decode(codes, hook)), ((theirs * factor).detach(), sae.decode(theirs).detach()))
+
+
+@pytest.mark.interop
+def test_what_sparsify_saves_gives_its_codes_and_reconstructions_here(need: Need, tmp_path: Path) -> None:
+    need("sparsify")
+    sae = peers.make_sparsify_topk(torch.zeros(D_SAE, D_IN), 5)
+    draw_into(sae)
+    sae.save_to_disk(tmp_path / "theirs")  # type: ignore[operator]
+    import_sae(tmp_path / "theirs", tmp_path / "back", hook_point=TEXT)
+    back, x = load_sae(tmp_path / "back"), torch.randn(ROWS, D_IN, generator=torch.Generator().manual_seed(1))
+    values, indices = peers.encode_sparsify(sae, x)
+    codes = back.encode(x, TEXT)
+    expected = torch.zeros(ROWS, D_SAE).scatter(1, indices, values.detach())
+    check((densify(codes, D_SAE), back.decode(codes, TEXT)), (expected, sae.decode(values, indices).detach()))  # type: ignore[operator]
+
+
+@pytest.mark.interop
+@pytest.mark.filterwarnings("ignore:HookedTransformer is deprecated:DeprecationWarning")
+def test_transformer_lens_goes_on_with_our_reconstructions(need: Need) -> None:
+    need("saelens")  # brings transformer_lens
+    lens = peers.import_peer("transformer_lens")
+    settings = lens.HookedTransformerConfig(
+        n_layers=2, d_model=D_IN, n_ctx=16, d_head=6, n_heads=2, d_vocab=30, act_fn="relu", seed=0, device="cpu"
+    )
+    model, trained = lens.HookedTransformer(settings), make_trained(TopK(d_sae=D_SAE, k=5))
+    tokens = torch.arange(10).view(1, 10)
+    splice = from_position(1, lambda x: trained.decode(trained.encode(x, TEXT), TEXT))
+    seen = {}
+
+    def hook(x: Tensor, hook: object) -> Tensor:
+        seen["before"], seen["after"] = x, splice(x)
+        return seen["after"]
+
+    spliced = model.run_with_hooks(tokens, fwd_hooks=[("blocks.0.hook_resid_post", hook)])
+    assert torch.equal(seen["before"][:, 0], seen["after"][:, 0])
+    rows = seen["before"][0, 1:]
+    torch.testing.assert_close(seen["after"][0, 1:], trained.decode(trained.encode(rows, TEXT), TEXT))
+    assert not torch.equal(spliced, model(tokens))
