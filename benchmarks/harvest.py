@@ -3,8 +3,8 @@
 Photographs (JPEG, 256 x 256, made up) through a CLIP of open_clip with random weights, all token rows of four blocks. The bare
 pass runs the same model on the same batches, decoded before: no hooks, nothing copied, nothing kept. A harvest is everything
 else too: files read, decoded and preprocessed, thumbnails, rows gathered, checked, copied, moments, checksums, fsync. Both in
-alternation, process time and wall time. `--parts` chooses among this table and three others: the same rows by other writers, one
-hook point of a language model beside SAELens' cache runner, and peak memory of a harvest and of one ten times as long.
+alternation, process time and wall time. `--parts` chooses among this table and three others: the same rows by other writers,
+one hook point of a language model beside SAELens' cache runner, and peak memory of a harvest and of one ten times as long.
 """
 
 import argparse
