@@ -111,8 +111,11 @@ def pursue_every_way(
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_autocast_and_defaults_of_torch_change_no_bit(method: Method) -> None:
-    """With products in bfloat16 the picks would be others, and the residual not float32."""
+def test_autocast_and_defaults_of_torch_change_nothing(method: Method) -> None:
+    """With products in bfloat16 the picks would be others, and the residual not float32.
+
+    To rounding: sums of the plain reference depend in their last bit on where torch puts the memory.
+    """
     x, dictionary = draw(50, 16, 600)
     expected = pursue_every_way(method, x, dictionary)
     found = [pursue_every_way(method, x, dictionary, torch.autocast("cpu", torch.bfloat16))]
@@ -127,8 +130,7 @@ def test_autocast_and_defaults_of_torch_change_no_bit(method: Method) -> None:
         torch.set_default_device(None)
     for each in found:
         for got, wanted in zip(each, expected, strict=True):
-            assert got.dtype == wanted.dtype
-            assert torch.equal(got, wanted)
+            torch.testing.assert_close(got, wanted, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("method", METHODS)

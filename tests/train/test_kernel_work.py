@@ -33,7 +33,7 @@ class CountScores(TorchDispatchMode):
 def measure_peak(function: Callable[[], object]) -> int:
     """Most bytes that torch held at once for what `function` allocated."""
     function()
-    with torch.profiler.profile(profile_memory=True) as profile:
+    with torch.profiler.profile(profile_memory=True, acc_events=True) as profile:
         function()
     live, peak = 0, 0
     events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
