@@ -273,6 +273,7 @@ def draw_into(sae: torch.nn.Module, norms: float = 1.0) -> None:
 
 SAELENS: tuple[tuple[str, str, float, dict[str, object]], ...] = (
     ("standard", "Standard", 1.5, {}),
+    ("gated", "Gated", 1.5, {"apply_b_dec_to_input": True}),
     ("jumprelu", "JumpReLU", 0.5, {"apply_b_dec_to_input": False}),
     ("topk", "TopK", 0.7, {"k": 5, "rescale_acts_by_decoder_norm": False}),
     ("topk", "TopK", 0.7, {"k": 5, "rescale_acts_by_decoder_norm": True}),

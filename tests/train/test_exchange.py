@@ -18,10 +18,13 @@ from thresher.hub import MIRROR
 from thresher.train.arch import (
     Architecture,
     BatchTopK,
+    Gated,
     JumpRelu,
     MatchingPursuit,
     Matryoshka,
+    NestedTopK,
     OrthogonalPursuit,
+    PAnneal,
     Relu,
     TopK,
     build,
@@ -37,10 +40,12 @@ D_IN, D_SAE = 8, 24
 IMAGE, TEXT = "vision.embed", "text.embed"
 MP = MatchingPursuit(d_sae=D_SAE, k=3)
 RELU, TOPK, JUMP = Relu(d_sae=D_SAE), TopK(d_sae=D_SAE, k=3), JumpRelu(d_sae=D_SAE, threshold=0.5)
+GATED, ANNEALED, MSAE = Gated(d_sae=D_SAE), PAnneal(d_sae=D_SAE), NestedTopK(d_sae=D_SAE, k=3)
 BATCH, NESTED = BatchTopK(d_sae=D_SAE, k=3.0), Matryoshka(d_sae=D_SAE, k=3.0, prefixes=2)
 ROUND_TRIPS: tuple[tuple[Format, Architecture, bool], ...] = (
     *(("saelens", settings, False) for settings in (MP, RELU, TOPK, BATCH, NESTED, JUMP)),
     *(("dictionary-learning", settings, False) for settings in (RELU, TOPK, BATCH, NESTED, JUMP)),
+    *((to, settings, False) for to in ("saelens", "dictionary-learning") for settings in (GATED, ANNEALED, MSAE)),
     ("sparsify", TOPK, False),
     ("overcomplete", dataclasses.replace(MP, sign="signed"), True),
     *(("overcomplete", settings, True) for settings in (RELU, TOPK, BATCH, JUMP)),
@@ -192,7 +197,7 @@ def test_what_ours_cannot_say_is_refused_and_recorded_when_asked_for(
     assert any(message in each for each in load_sae(tmp_path / "back").store_identity["lost"])
 
 
-@pytest.mark.parametrize("changes", [{"architecture": "gated"}, {"normalize_activations": "layer_norm"}])
+@pytest.mark.parametrize("changes", [{"architecture": "temporal"}, {"normalize_activations": "layer_norm"}])
 def test_what_has_no_counterpart_is_refused_in_any_case(changes: dict, peer: Callable[..., Path], tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no counterpart"):
         import_sae(peer(TOPK, **changes), tmp_path / "back", lossy=True)

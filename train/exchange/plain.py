@@ -24,10 +24,13 @@ KINDS: Mapping[str, Kind] = {
     "mp": "mp",
     "omp": "omp",
     "relu": "relu",
+    "p_anneal": "relu",
     "topk": "topk",
+    "msae": "topk",
     "batch_topk": "batch_topk",
     "matryoshka": "batch_topk",
     "jumprelu": "jumprelu",
+    "gated": "jumprelu",
 }
 """Our architectures by what they do when they encode."""
 UNIT_TOLERANCE = 1e-5
@@ -102,13 +105,9 @@ def fold(trained: TrainedSAE, hook_point: str | None = None) -> Plain:
     if kind is None:
         raise CheckpointError(f"{trained.config.sae.kind}: no other format is known for this architecture")
     scale = float(trained.normalizer.scale[group])
-    threshold = None
-    if kind == "jumprelu":
-        threshold = (state["log_threshold"].exp() / scale).float()
-    elif kind == "batch_topk":
-        # Ours is active at the threshold, the others' only above it.
-        lowest = torch.nextafter((state["threshold"] / scale).float(), torch.tensor(-torch.inf)).clamp_min(0)
-        threshold = lowest.expand(trained.sae.d_sae).clone()
+    if trained.config.sae.kind == "gated":
+        names = ("encoder", "encoder_bias", "log_gain", "magnitude_bias")
+        state |= zip(("encoder", "encoder_bias", "threshold"), join_gate(*(state[name] for name in names)), strict=True)
     settings = trained.config.sae
     return Plain(
         kind=kind,
@@ -116,7 +115,7 @@ def fold(trained: TrainedSAE, hook_point: str | None = None) -> Plain:
         bias=(trained.normalizer.mean[group].cpu().double() + state["bias"] / scale).float(),
         encoder=state["encoder"].float() if "encoder" in state else None,
         encoder_bias=(state["encoder_bias"] / scale).float() if "encoder_bias" in state else None,
-        threshold=threshold,
+        threshold=_fold_threshold(kind, state, scale, trained.sae.d_sae),
         k=getattr(settings, "k", None),
         sign=getattr(settings, "sign", "relu"),
         residual_tol=getattr(settings, "residual_tol", None),
@@ -131,6 +130,26 @@ def fold(trained: TrainedSAE, hook_point: str | None = None) -> Plain:
             "seed": trained.config.seed,
         },
     )
+
+
+def join_gate(encoder: Tensor, gate_bias: Tensor, log_gain: Tensor, magnitude_bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Encoder, bias and thresholds of the JumpReLU that a gated encoder is (arXiv 2404.16014, section 3.2).
+
+    The gate W x + g > 0 opens where the magnitude exp(r) W x + m exceeds m - exp(r) g.
+    """
+    gain = log_gain.exp()
+    return encoder * gain[:, None], magnitude_bias, (magnitude_bias - gain * gate_bias).clamp_min(0)
+
+
+def _fold_threshold(kind: Kind, state: Mapping[str, Tensor], scale: float, d_sae: int) -> Tensor | None:
+    if kind == "jumprelu":
+        threshold = state["threshold"] if "threshold" in state else state["log_threshold"].exp()
+        return (threshold / scale).float()
+    if kind == "batch_topk":
+        # Ours is active at the threshold, the others' only above it.
+        lowest = torch.nextafter((state["threshold"] / scale).float(), torch.tensor(-torch.inf)).clamp_min(0)
+        return lowest.expand(d_sae).clone()
+    return None
 
 
 @torch.no_grad()

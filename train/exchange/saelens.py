@@ -21,7 +21,7 @@ from thresher.train.exchange.files import (
     write_note,
     write_tensors,
 )
-from thresher.train.exchange.plain import Kind, Plain, bring_to_unit_norm, rescale
+from thresher.train.exchange.plain import Kind, Plain, bring_to_unit_norm, join_gate, rescale
 
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 VERSION = "6.54.12"
@@ -93,7 +93,13 @@ def read(folder: Path) -> Reading:
     """Read a folder. Raises CheckpointError for an architecture or a normalisation that we do not have."""
     config, path = read_json(folder / CONFIG), folder / WEIGHTS
     tensors, note = read_tensors(path), read_note(folder)
-    kinds: dict[str, Kind] = {"matching_pursuit": "mp", "standard": "relu", "topk": "topk", "jumprelu": "jumprelu"}
+    kinds: dict[str, Kind] = {
+        "matching_pursuit": "mp",
+        "standard": "relu",
+        "topk": "topk",
+        "jumprelu": "jumprelu",
+        "gated": "jumprelu",
+    }
     kind = kinds.get(str(config.get("architecture")))
     normalization = config.get("normalize_activations", "none")
     if kind is None:
@@ -134,12 +140,16 @@ def _read_pursuit(plain: Plain, config: dict[str, Any]) -> tuple[Plain, list[str
 
 def _read_linear(plain: Plain, config: dict[str, Any], folder: Path) -> tuple[Plain, list[str]]:
     tensors, path = read_tensors(folder / WEIGHTS), folder / WEIGHTS
-    encoder, encoder_bias = take(tensors, ["W_enc", "b_enc"], path)
+    is_gated = config["architecture"] == "gated"
+    encoder, encoder_bias = take(tensors, ["W_enc", "b_gate" if is_gated else "b_enc"], path)
     if not config.get("apply_b_dec_to_input", True):
         # W (x - b) + (W b + e) = W x + e
         encoder_bias = (encoder_bias.double() + plain.bias.double() @ encoder.double()).float()
     plain = dataclasses.replace(plain, encoder=encoder.T.contiguous(), encoder_bias=encoder_bias)
-    if plain.kind == "jumprelu":
+    if is_gated:
+        joined = join_gate(encoder.T, encoder_bias, *take(tensors, ["r_mag", "b_mag"], path))
+        plain = dataclasses.replace(plain, encoder=joined[0].contiguous(), encoder_bias=joined[1], threshold=joined[2])
+    elif plain.kind == "jumprelu":
         plain = dataclasses.replace(plain, threshold=take(tensors, ["threshold"], path)[0].clamp_min(0))
     if plain.kind != "topk":
         return bring_to_unit_norm(plain)[0], []
