@@ -68,7 +68,8 @@ def read_table(storage: Storage, name: str, paths: Sequence[str], columns: Seque
 
 def _read_part(storage: Storage, path: str, schema: pa.Schema) -> pa.Table:
     with Stream(storage.open(path)) as stream, pq.ParquetFile(stream) as file:
-        return file.read(schema.names).cast(schema)
+        # pyarrow's own threads can abort the process at its end.
+        return file.read(schema.names, use_threads=False).cast(schema)
 
 
 def _items_table(modality: Modality, items: Sequence[Item]) -> pa.Table:
