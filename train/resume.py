@@ -16,7 +16,7 @@ from thresher.files import write_atomic
 from thresher.train.protocol import SAE
 
 STATE = "training.safetensors"
-VERSION = "1"
+VERSION = "2"
 
 
 class Running(NamedTuple):
