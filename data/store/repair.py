@@ -1,5 +1,6 @@
 """Bringing a damaged store back to what is sound, so that the same harvest command makes the rest again."""
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -7,9 +8,9 @@ from typing import NamedTuple
 import numpy as np
 
 from thresher.data.store import moments
-from thresher.data.store.commits import START, UNKNOWN, Commit, find_records, read_commit, write_redo
+from thresher.data.store.commits import START, UNKNOWN, Commit, find_records, find_redo, read_commit, write_redo
 from thresher.data.store.header import Header, read_header
-from thresher.data.store.layout import MANIFEST, MOMENTS, RUN, TABLES, activations_path, arrays_of, moments_path
+from thresher.data.store.layout import MANIFEST, MOMENTS, RUN, TABLES, activations_path, arrays_of, commit_path, moments_path
 from thresher.data.store.manifest import read_manifest
 from thresher.data.store.places import open_storage
 from thresher.data.store.recovery import list_files, read_committed
@@ -82,7 +83,7 @@ def _read_expected(storage: Storage) -> Mapping[str, StoredFile]:
 
 
 def _drop_records(storage: Storage, header: Header, expected: Mapping[str, StoredFile]) -> Iterator[str]:
-    """Delete damaged commit records; their blocks are made again, with nothing to compare them with."""
+    """Delete damaged commit records; their blocks, and those whose record is gone, are made again with nothing to compare."""
     for space in (*header.layout.shard_rows, TABLES):
         for block, path in find_records(storage, space).items():
             try:
@@ -91,9 +92,23 @@ def _drop_records(storage: Storage, header: Header, expected: Mapping[str, Store
                     continue
             except StoreError:
                 pass
-            write_redo(storage, space, Commit(block, 0, UNKNOWN, {}, START, final=False, idle=()))
+            _forget_block(storage, space, block)
             storage.delete(path)
             yield f"deleted {storage.locate(path)}: damaged; {space} block {block} is to be made again"
+        for block in sorted(_list_blocks(expected, space) - {*find_records(storage, space), *find_redo(storage, space)}):
+            # Were it the last record, nothing else would tell that the store had rows behind those that are left.
+            _forget_block(storage, space, block)
+            yield f"{storage.locate(commit_path(space, block))}: missing; {space} block {block} is to be made again"
+
+
+def _forget_block(storage: Storage, space: str, block: int) -> None:
+    write_redo(storage, space, Commit(block, 0, UNKNOWN, {}, START, final=False, idle=()))
+
+
+def _list_blocks(files: Mapping[str, StoredFile], space: str) -> set[int]:
+    """The blocks of a space that have a commit record among `files`."""
+    matches = (re.fullmatch(rf"commits/{re.escape(space)}/(\d{{8}})\.json", path) for path in files)
+    return {int(match[1]) for match in matches if match}
 
 
 def _repair_block(storage: Storage, header: Header, space: str, commit: Commit, damaged: Mapping[str, str]) -> Iterator[str]:

@@ -117,7 +117,7 @@ class Sink:
     def _commit_tables(self, *, final: bool) -> None:
         cursor = Cursor(self._next_batch, 0, self._items)
         files = self._part.write(self._storage, self._parts)
-        idle = list(self._find_idle())
+        idle = list(self._spaces if final else self._find_idle())
         commit = Commit(self._parts, self._part.n_items, sum(self._items.values()), files, cursor, final, idle)
         check_redo(self._storage, TABLES, commit, self._redo)
         before = self._redo.get(self._parts)

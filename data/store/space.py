@@ -101,7 +101,9 @@ class SpaceWriter:
     def is_idle(self, start: int, stop: int, *, before: bool) -> bool:
         """Whether a block ends where batch `stop` begins; `before` says so of batch `start`, all between were appended."""
         if self.cursor[:2] <= (stop, 0):
-            return self._filled == 0
+            # The rows of a last block were waiting until the end of the input.
+            is_waiting = self._filled or (self.is_final and self._records[self._block - 1].rows)
+            return not is_waiting
         if self._last_batch < start:
             return before
         ends = [commit.cursor for commit in self._records.values()]

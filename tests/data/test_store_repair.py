@@ -171,3 +171,23 @@ def test_verify_names_the_chunk(tmp_path):
     shard.write_bytes(content)
     (finding,) = verify_store(path, level="checksums")
     assert finding.endswith("; its chunks are sound, its index is damaged")
+
+
+def test_a_store_without_one_of_its_commit_records_is_the_same_again_even_without_the_last(finished, store):
+    whole = tree(finished)
+    records = [name for name in whole if name.startswith("commits/")]
+    for name in records:
+        (store / name).unlink()
+        assert not repair_store(store).is_complete, name
+        harvest_again(store)
+        assert tree(store) == whole, name
+
+
+def test_a_store_without_its_last_two_commit_records_is_the_same_again(finished, store):
+    whole = tree(finished)
+    for space in sorted({Path(name).parent for name in whole if name.startswith("commits/")}):
+        for name in sorted(name for name in whole if Path(name).parent == space)[-2:]:
+            (store / name).unlink()
+        repair_store(store)
+        harvest_again(store)
+        assert tree(store) == whole, space
