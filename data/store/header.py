@@ -45,7 +45,7 @@ def read_header(storage: Storage) -> Header:
             f"{storage.locate()}: no activation store ({RUN} is missing); give the folder that a harvest has written"
         ) from error
     except (OSError, ValueError) as error:
-        raise StoreError(f"{path}: cannot be read ({error}); the store is damaged: harvest it again") from error
+        raise StoreError(f"{path}: cannot be read ({error}); harvest the store again, into another folder") from error
     check_version(path, document)
     try:
         return Header(
@@ -55,7 +55,7 @@ def read_header(storage: Storage) -> Header:
             layout=Layout(**pick({"columns": {}} | document["layout"], Layout._fields)),
         )
     except (KeyError, TypeError) as error:
-        raise StoreError(f"{path}: damaged ({error!r}); harvest the store again") from error
+        raise StoreError(f"{path}: damaged ({error!r}); harvest the store again, into another folder") from error
 
 
 def check_version(path: str, document: Any) -> None:

@@ -24,6 +24,9 @@ BATCH_BYTES = 64 << 20
 TOKEN_IDS = "token_ids"
 """Column of SAELens, and dataset of HDF5 or file beside an npy, that holds the tokens' ids [item, position]."""
 
+ITEM = "item"
+"""The same of an export: the item of each row."""
+
 
 class _Foreign(NamedTuple):
     """Arrays whose first axis is the item; all of them cover the same items and positions."""
@@ -34,6 +37,8 @@ class _Foreign(NamedTuple):
     """[item, position], or None."""
     origin: Mapping[str, Any]
     """What is known about them, in plain values."""
+    items: Mapping[str, Any]
+    """Hook point -> the item of each row, of arrays that this package has exported."""
 
 
 def import_store(source: Path, out: str | Path, *, modality: Modality, hook_point: str | None = None) -> str | Path:
@@ -45,9 +50,14 @@ def import_store(source: Path, out: str | Path, *, modality: Modality, hook_poin
     one of several.
     float64 becomes float32. Raises StoreError: not of these kinds, arrays that do not fit together, whatever a writer raises.
     """
-    foreign = _open(source, hook_point)
+    try:
+        foreign = _open(source, hook_point)
+    except (OSError, ValueError, EOFError) as error:
+        raise StoreError(f"{source}: cannot be read ({error}); nothing was imported") from error
     if hook_point is not None and hook_point in foreign.arrays:
         foreign = foreign._replace(arrays={hook_point: foreign.arrays[hook_point]})
+    for name in foreign.arrays:
+        _check_items(source, name, foreign.items.get(name))
     shapes = {name: tuple(int(n) for n in array.shape) for name, array in foreign.arrays.items()}
     if not shapes or len({shape[:-1] for shape in shapes.values()}) > 1:
         raise StoreError(
@@ -77,7 +87,9 @@ def _open(source: Path, hook_point: str | None) -> _Foreign:
         beside = source.with_name(f"{TOKEN_IDS}.npy")
         ids = np.load(beside, mmap_mode="r", allow_pickle=False) if array.ndim == 3 and beside.exists() else None
         origin = {"kind": "npy", "name": source.name, "shape": list(array.shape), "bytes": source.stat().st_size}
-        return _Foreign({hook_point or source.stem: _check(source, array)}, ids, origin)
+        name, own = hook_point or source.stem, source.with_name(f"{ITEM}.npy")
+        items = {name: np.load(own, allow_pickle=False)} if array.ndim == 2 and own.exists() else {}
+        return _Foreign({name: _check(source, array)}, ids, origin, items)
     if source.suffix in (".h5", ".hdf5", ".hdf") and source.is_file():
         return _open_hdf5(source)
     if (source / "dataset_info.json").exists():
@@ -90,14 +102,19 @@ def _open(source: Path, hook_point: str | None) -> _Foreign:
 def _open_hdf5(source: Path) -> _Foreign:
     file = h5py.File(source, "r")
     arrays: dict[str, Any] = {}
+    items: dict[str, Any] = {}
 
     def visit(name: str, node: Any) -> None:
         if isinstance(node, h5py.Dataset) and node.ndim in (2, 3) and node.dtype.kind == "f":
-            arrays[str(node.parent.attrs.get("hook_point", name))] = node
+            group: Any = node.parent
+            name = str(group.attrs.get("hook_point", name))
+            arrays[name] = node
+            if "hook_point" in group.attrs and ITEM in group:
+                items[name] = group[ITEM]
 
     file.visititems(visit)
     origin = {"kind": "hdf5", "name": source.name, "bytes": source.stat().st_size}
-    return _Foreign(arrays, file.get(TOKEN_IDS), origin)
+    return _Foreign(arrays, file.get(TOKEN_IDS), origin, items)
 
 
 def _open_arrow(source: Path) -> _Foreign:
@@ -110,7 +127,7 @@ def _open_arrow(source: Path) -> _Foreign:
     config = source / "cache_activations_runner_cfg.json"
     settings = json.loads(config.read_text(encoding="utf-8")) if config.exists() else {}
     known = {key: settings[key] for key in ("model_name", "hook_name", "context_size", "dataset_path") if key in settings}
-    return _Foreign(arrays, ids, {"kind": "datasets", "name": source.name, "n_items": len(dataset), **known})
+    return _Foreign(arrays, ids, {"kind": "datasets", "name": source.name, "n_items": len(dataset), **known}, {})
 
 
 class _Column:
@@ -124,6 +141,15 @@ class _Column:
     def __getitem__(self, rows: slice) -> npt.NDArray[Any]:
         """Rows of the column."""
         return np.asarray(self._dataset[rows][self._name])
+
+
+def _check_items(source: Path, name: str, items: Any) -> None:
+    """Raise StoreError where rows are not one of each item: as items of their own they would part what belongs together."""
+    if items is not None and (np.diff(np.asarray(items, np.int64)) <= 0).any():
+        raise StoreError(
+            f"{source}: {name}: several rows are of one item, as {ITEM} beside them says; only arrays [item, width] or [item, "
+            "position, width] can be imported: harvest or copy the store they come from instead"
+        )
 
 
 def _check(source: Path, array: npt.NDArray[Any]) -> npt.NDArray[Any]:

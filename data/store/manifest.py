@@ -17,6 +17,8 @@ from thresher.data.store.storage import Storage, StoredFile, Stream, write_file
 from thresher.errors import StoreError
 from thresher.runs import canonical_json
 
+MEND = "run `thresher store repair` on it"
+
 
 class Manifest(NamedTuple):
     """The content of `manifest.json`."""
@@ -60,11 +62,11 @@ def read_manifest(storage: Storage) -> Manifest | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise StoreError(f"{path}: cannot be read ({error}); the store is damaged: harvest it again") from error
+        raise StoreError(f"{path}: cannot be read ({error}); the store is damaged: {MEND}") from error
     check_version(path, document)
     found, stored = _digest({key: value for key, value in document.items() if key != "sha256"}), document.get("sha256")
     if found != stored:
-        raise StoreError(f"{path}: its content has digest {found}, expected {stored}; the store is damaged: harvest it again")
+        raise StoreError(f"{path}: its content has digest {found}, expected {stored}; the store is damaged: {MEND}")
     files = {name: StoredFile(**pick(stored, ("bytes", "crc32c"))) for name, stored in document["files"].items()}
     return Manifest(files, document["rows"], document["items"], document["pairs"], document["sha256"])
 

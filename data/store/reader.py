@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 from jaxtyping import Float, Int32, Int64
+from safetensors import SafetensorError
 from torch import Tensor
 
 from thresher.data.records import Concept, Modality
@@ -169,9 +170,12 @@ class Store:
 
     @functools.cached_property
     def _moments(self) -> Mapping[str, State]:
-        if not self.is_complete:
-            return combine_moments(self._storage, self._header, self._committed)
-        return load_states(self._storage.read(MOMENTS), self.hook_points)
+        try:
+            if not self.is_complete:
+                return combine_moments(self._storage, self._header, self._committed)
+            return load_states(self._storage.read(MOMENTS), self.hook_points)
+        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            raise StoreError(f"{self.path}: its moments cannot be read ({error}); run `thresher store repair` on it") from error
 
     @property
     def n_bytes(self) -> int:
@@ -243,8 +247,7 @@ def _check_records(storage: Storage, header: Header, committed: Committed, manif
         missing = [name for name in manifest.files if name.startswith("commits/") and storage.size(name) is None]
         named = f"{missing[0]} is missing" if missing else "they hold other rows or items"
         raise StoreError(
-            f"{storage.locate()}: its commit records do not add up to its manifest: {named}; run `thresher store verify` "
-            "on it, or harvest it again"
+            f"{storage.locate()}: its commit records do not add up to its manifest: {named}; run `thresher store repair` on it"
         )
 
 

@@ -54,7 +54,7 @@ def repair_store(path: str | Path) -> Repair:
 def _repair(storage: Storage, header: Header, findings: list[str]) -> Repair:
     expected = _read_expected(storage)
     if RUN in expected and (problem := check_file(storage, RUN, expected[RUN])) is not None:
-        raise StoreError(f"{problem}; what the store holds cannot be known any more: harvest it again")
+        raise StoreError(f"{problem}; what the store holds cannot be known any more: harvest it again, into another folder")
     actions = list(_drop_records(storage, header, expected))
     storage.delete(MANIFEST)
     storage.delete(MOMENTS)

@@ -14,6 +14,7 @@ from thresher.data.store.header import Header, check_same, plain, read_header, w
 from thresher.data.store.layout import MANIFEST, RUN, ZARR, Layout, check_hook_points, plan_layout
 from thresher.data.store.places import open_storage, parse_location
 from thresher.data.store.plan import Share
+from thresher.data.store.reader import open_store
 from thresher.data.store.schema import Batch, HookPointSpec
 from thresher.data.store.sink import Sink
 from thresher.errors import NetworkError, StoreError
@@ -167,6 +168,7 @@ class StoreWriter:
         is_complete = self._storage.size(MANIFEST) is not None
         check_same(self._storage, stored, self._header, is_complete=is_complete)
         if is_complete:
+            open_store(self._path)  # of a damaged one it says what to do
             raise StoreError(f"{self._path}: this store is complete; open it with open_store, or choose another `out`")
         self._header = self._header._replace(layout=stored.layout)
         with self._explain_errors():

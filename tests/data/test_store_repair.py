@@ -191,3 +191,18 @@ def test_a_store_without_its_last_two_commit_records_is_the_same_again(finished,
         repair_store(store)
         harvest_again(store)
         assert tree(store) == whole, space
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "moments.safetensors", "commits/items/00000000.json"])
+@pytest.mark.parametrize("content", [b"", b'{"a": ', b"\x00" * 99, None])
+def test_whoever_meets_damage_is_told_to_repair(store, name, content):
+    (store / name).unlink()
+    if content is not None:
+        (store / name).write_bytes(content)
+    if (name, content) == ("manifest.json", None):
+        return  # unfinished, not damaged
+    with pytest.raises(StoreError, match="store repair"):
+        open_store(store).moments("vision.3")
+    if name != "moments.safetensors":
+        with pytest.raises(StoreError, match="store repair"):
+            open_writer(store)

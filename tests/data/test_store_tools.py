@@ -1,6 +1,7 @@
 """Looking into a store, giving it to other tools, taking from them."""
 
 import json
+import re
 from pathlib import Path
 
 import datasets
@@ -210,3 +211,27 @@ def test_bfloat16_under_another_name_is_the_same_store(path, tmp_path):
     assert repair_store(export).findings == []
     retype_store(export, "bfloat16")
     assert tree(export) == before
+
+
+@pytest.mark.parametrize("name", ["a.npy", "a.h5", "a"])
+@pytest.mark.parametrize("content", [b"", b"rubbish", b"\x93NUMPY\x01\x00"])
+def test_what_cannot_be_read_is_refused_and_nothing_is_imported(tmp_path, name, content):
+    source = tmp_path / name
+    if source.suffix:
+        source.write_bytes(content)
+    else:
+        source.mkdir()
+        (source / "dataset_info.json").write_bytes(content)
+    with pytest.raises(StoreError, match=re.escape(f"{source}: cannot be read")):
+        import_store(source, tmp_path / "store", modality="image")
+    assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize("form", ["hdf5", "npy"])
+def test_exported_rows_of_which_several_are_of_one_item_are_not_taken_for_items(path, tmp_path, form):
+    out = export_store(path, tmp_path / ("out.h5" if form == "hdf5" else "out"), form)
+    tokens, whole = (out if form == "hdf5" else out / name / "activations.npy" for name in ("vision.4", "vision.embed"))
+    with pytest.raises(StoreError, match="several rows are of one item"):
+        import_store(tokens, tmp_path / "store", modality="image", hook_point="vision.4")
+    import_store(whole, tmp_path / "store", modality="image", hook_point="vision.embed")
+    assert open_store(tmp_path / "store").rows("vision.embed") == open_store(path).rows("vision.embed")
