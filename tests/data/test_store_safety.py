@@ -97,7 +97,7 @@ def disk(tmp_path):
     folder.mkdir()
     yield folder
     if folder.is_mount():
-        subprocess.run(["umount", str(folder)], check=True)
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 @pytest.mark.parametrize("kind", ["full disk", "file size limit"])

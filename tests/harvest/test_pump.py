@@ -201,7 +201,8 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     if subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("mounting a small tmpfs needs root")
     yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    # Lazily: the traceback of the failure may still hold a file open.
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 def fail_then_mend(config: HarvestConfig, failing: Any, error: type[Exception], words: str) -> None:
