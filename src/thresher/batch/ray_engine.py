@@ -1,7 +1,8 @@
 """Units of a batch on a Ray cluster; one is started on this machine where none is in reach."""
 
-# pyright: reportUnknownParameterType=none, reportUntypedFunctionDecorator=none
-# ray is hardly typed
+# pyright: reportUnknownParameterType=none, reportUntypedFunctionDecorator=none, reportMissingImports=none
+# pyright: reportUnknownMemberType=none, reportUnknownVariableType=none, reportUnknownArgumentType=none
+# ray is hardly typed, and an extra that need not be installed
 
 import os
 from collections.abc import Mapping, Sequence
