@@ -9,8 +9,8 @@ from thresher.data.store import Batch, BatchCount, CountLedger, Share, StoreWrit
 from thresher.harvest.forward import Reader, count_rows
 from thresher.harvest.prepare import Prepared, Preparer, prepare_ahead
 from thresher.harvest.settings import HarvestConfig
-from thresher.harvest.team import Team
 from thresher.progress import progress
+from thresher.team import Team
 
 
 class Work(NamedTuple):

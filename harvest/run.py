@@ -22,9 +22,9 @@ from thresher.harvest.prepare import Preparer, prepare_ahead
 from thresher.harvest.ranks import Work, write_share
 from thresher.harvest.rows import name_space, select_tokens
 from thresher.harvest.settings import HarvestConfig
-from thresher.harvest.team import Team, open_team
 from thresher.progress import log, progress
 from thresher.runs import describe_run
+from thresher.team import Team, open_team
 
 VERSION = 2
 """Part of a harvest's identity; raise it when the same settings would give other bytes."""
