@@ -25,10 +25,9 @@ from thresher.train.checkpoint import CONFIG, TrainedSAE, is_finished, read_desc
 from thresher.train.config import TrainConfig
 from thresher.train.evaluate import evaluate
 from thresher.train.interrupt import defer_interrupts
+from thresher.train.learner import Iteration, Learner
 from thresher.train.log import LOG, TrainLog
-from thresher.train.loop import Iteration, fit
 from thresher.train.normalize import Normalizer, measure
-from thresher.train.optimizer import compute_learning_rate, make_adam
 from thresher.train.protocol import SAE
 from thresher.train.resume import STATE, Running, load_state, save_state
 from thresher.train.split import read_side
@@ -124,15 +123,16 @@ def _prepare(config: TrainConfig, store: Store, device: torch.device) -> _Run:
         balance=settings.balance,
     )
     sae = _build(config, stream.d_in)
-    module = cast(nn.Module, sae).to(device)
+    cast(nn.Module, sae).to(device)
+    n_iterations = config.count_iterations(stream.n_rows)
     decisive = {name: value for name, value in to_dict(config).items() if name not in FREE_FIELDS}
     return _Run(
         config=config,
         store=store,
         normalizer=normalizer.to(device),
-        running=Running(sae, make_adam(module, config.optimizer), stream),
+        running=Running(Learner(sae, config.optimizer, n_iterations), stream),
         fingerprint=fingerprint({"config": decisive, "store": store.fingerprint}),
-        n_iterations=config.count_iterations(stream.n_rows),
+        n_iterations=n_iterations,
     )
 
 
@@ -157,15 +157,8 @@ def _train(prepared: _Run, start: int) -> None:
     ):
         advance(config.stream.batch_size * start)
         evaluation = read_description(config.out)["evaluation"] if start else _evaluate(prepared, held_out, train_log, 0)
-        is_finite = torch.ones((), dtype=torch.bool, device=running.sae.dictionary.device)
-        steps = fit(
-            running.sae,
-            batches,
-            running.optimizer,
-            learning_rate=lambda done: compute_learning_rate(config.optimizer, done, prepared.n_iterations),
-            clip=config.optimizer.clip,
-            start=start,
-        )
+        is_finite = torch.ones((), dtype=torch.bool, device=running.learner.sae.dictionary.device)
+        steps = map(running.learner.step, batches)
         for step in itertools.islice(steps, prepared.n_iterations - start):
             is_finite = is_finite & step.parts["reconstruction"].isfinite() & step.parts["gradient_norm"].isfinite()
             advance(step.n_rows)
@@ -208,7 +201,9 @@ def _read_all_held_out(prepared: _Run) -> dict[str, Iterator[Tensor]]:
 
 def _evaluate(prepared: _Run, rows: Mapping[str, Iterable[Tensor]], train_log: TrainLog, iteration: int) -> dict[str, Any]:
     """Evaluate, log, and give the pooled numbers with those of each hook point under `hook_points`."""
-    found = {name: each._asdict() for name, each in evaluate(prepared.running.sae, prepared.normalizer, rows).items()}
+    found = {
+        name: each._asdict() for name, each in evaluate(prepared.running.learner.usable(), prepared.normalizer, rows).items()
+    }
     pooled = found.pop("pooled")
     by_hook_point = {f"{name}/{key}": value for name, each in found.items() for key, value in each.items()}
     train_log.write(iteration, "evaluation", pooled | by_hook_point)
@@ -217,7 +212,7 @@ def _evaluate(prepared: _Run, rows: Mapping[str, Iterable[Tensor]], train_log: T
 
 def _evaluate_by_k(prepared: _Run) -> dict[str, Any]:
     """What fewer and more steps than in training reach on all held-out rows, by their number, where codes nest."""
-    sae = prepared.running.sae
+    sae = prepared.running.learner.usable()
     if not isinstance(sae, NestedSAE):
         return {}
     found = evaluate_by_k(sae, prepared.normalizer, _read_all_held_out(prepared))
@@ -244,13 +239,13 @@ def _refuse_nonfinite(prepared: _Run, step: Iteration, is_finite: Tensor) -> Non
 
 def _save(prepared: _Run, step: Iteration, is_finite: Tensor, evaluation: Mapping[str, Any]) -> None:
     _refuse_nonfinite(prepared, step, is_finite)
-    save_state(prepared.config.out, prepared.running, step.number, prepared.fingerprint)
+    save_state(prepared.config.out, prepared.running, prepared.fingerprint)
     save_sae(prepared.config.out, _describe(prepared, evaluation, step.number, is_finished=False))
 
 
 def _describe(prepared: _Run, evaluation: Mapping[str, Any], iteration: int, *, is_finished: bool = True) -> TrainedSAE:
     return TrainedSAE(
-        sae=prepared.running.sae,
+        sae=prepared.running.learner.usable(),
         normalizer=prepared.normalizer,
         config=prepared.config,
         store_fingerprint=prepared.store.fingerprint,
