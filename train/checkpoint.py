@@ -107,7 +107,7 @@ def load_sae(folder: str | Path, device: str | torch.device = "cpu") -> TrainedS
     try:
         config = validate(TrainConfig, description["training"], where)
         tensors = load_file(folder / MODEL, device=str(device))
-        sae = build(config.sae, int(description["d_in"]), config.seed)
+        sae = build(config.sae, int(description["d_in"]), config.dictionary_seed)
         module = cast(nn.Module, sae).to(device)
         prefix = "sae."
         module.load_state_dict({name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)})

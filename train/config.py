@@ -39,6 +39,8 @@ class TrainConfig:
     """Training budget in passes over the training rows, instead of `rows`; 10 when neither is given."""
     seed: int = 0
     """Decides the initial dictionary, the order of the rows and which records are held out."""
+    init_seed: int | None = None
+    """Decides the initial dictionary instead of `seed`: other dictionaries on the same rows in the same order."""
     device: str = "auto"
     """`cpu`, `cuda`, `cuda:1`, ...; `auto` takes a GPU if there is one."""
     log_every: int = 50
@@ -60,6 +62,11 @@ class TrainConfig:
         for name in ("log_every", "evaluate_every", "evaluate_rows", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)}: give at least 1")
+
+    @property
+    def dictionary_seed(self) -> int:
+        """What decides the initial dictionary."""
+        return self.seed if self.init_seed is None else self.init_seed
 
     def count_iterations(self, n_rows: int) -> int:
         """Iterations that the budget gives when there are `n_rows` training rows."""

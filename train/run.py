@@ -32,7 +32,7 @@ from thresher.train.protocol import SAE
 from thresher.train.resume import STATE, Running, load_state, save_state
 from thresher.train.split import read_side
 
-__all__ = ["TrainConfig", "run"]
+__all__ = ["TrainConfig", "build_sae", "identify", "refuse_other_run", "run"]
 
 FREE_FIELDS = ("store", "cache", "out", "device", "log_every", "evaluate_every", "evaluate_rows", "checkpoint_every")
 """Fields that do not decide what is trained, and may differ when a run goes on."""
@@ -58,7 +58,7 @@ def run(config: TrainConfig) -> Path:
     """
     store = open_store(config.store, cache=config.cache)
     refuse_foreign(config.out, [CONFIG, LOG, STATE])
-    _refuse_other_run(config, store)
+    refuse_other_run(config, store)
     if is_finished(config.out):
         log(f"train: {config.out} is finished")
         return config.out
@@ -75,7 +75,8 @@ def run(config: TrainConfig) -> Path:
     return config.out
 
 
-def _refuse_other_run(config: TrainConfig, store: Store) -> None:
+def refuse_other_run(config: TrainConfig, store: Store) -> None:
+    """Raises CheckpointError when the folder holds a training with other settings or on another store."""
     path = config.out / "config.yaml"
     if not path.exists():
         return
@@ -122,23 +123,29 @@ def _prepare(config: TrainConfig, store: Store, device: torch.device) -> _Run:
         seed=config.seed,
         balance=settings.balance,
     )
-    sae = _build(config, stream.d_in)
+    sae = build_sae(config, stream.d_in)
     cast(nn.Module, sae).to(device)
     n_iterations = config.count_iterations(stream.n_rows)
-    decisive = {name: value for name, value in to_dict(config).items() if name not in FREE_FIELDS}
     return _Run(
         config=config,
         store=store,
         normalizer=normalizer.to(device),
         running=Running(Learner(sae, config.optimizer, n_iterations), stream),
-        fingerprint=fingerprint({"config": decisive, "store": store.fingerprint}),
+        fingerprint=identify(config, store),
         n_iterations=n_iterations,
     )
 
 
-def _build(config: TrainConfig, d_in: int) -> SAE:
+def identify(config: TrainConfig, store: Store) -> str:
+    """Fingerprint of all that decides what is trained; a saved state goes on only with the same."""
+    decisive = {name: value for name, value in to_dict(config).items() if name not in FREE_FIELDS}
+    return fingerprint({"config": decisive, "store": store.fingerprint})
+
+
+def build_sae(config: TrainConfig, d_in: int) -> SAE:
+    """The untrained module. Raises ConfigError when it does not fit into memory."""
     try:
-        return build(config.sae, d_in, config.seed)
+        return build(config.sae, d_in, config.dictionary_seed)
     except (RuntimeError, MemoryError) as error:
         raise ConfigError(
             f"sae: d_sae={config.sae.d_sae} atoms of width {d_in} do not fit into memory ({error}); choose fewer"
