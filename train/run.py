@@ -32,7 +32,17 @@ from thresher.train.protocol import SAE
 from thresher.train.resume import STATE, Running, load_state, save_state
 from thresher.train.split import read_side
 
-__all__ = ["TrainConfig", "build_sae", "identify", "refuse_other_run", "run"]
+__all__ = [
+    "TrainConfig",
+    "build_sae",
+    "identify",
+    "measure_normalizer",
+    "open_stream",
+    "read_all_held_out",
+    "refuse_other_run",
+    "run",
+    "sample_held_out",
+]
 
 FREE_FIELDS = ("store", "cache", "out", "device", "log_every", "evaluate_every", "evaluate_rows", "checkpoint_every")
 """Fields that do not decide what is trained, and may differ when a run goes on."""
@@ -104,25 +114,8 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _prepare(config: TrainConfig, store: Store, device: torch.device) -> _Run:
-    settings = config.stream
-    stream = ActivationStream(
-        store,
-        config.hook_points,
-        batch_size=settings.batch_size,
-        holdout=settings.holdout,
-        seed=config.seed,
-        pool_rows=settings.pool_rows,
-        balance=settings.balance,
-        device=device,
-    )
-    normalizer = measure(
-        store,
-        config.hook_points,
-        config.normalize,
-        holdout=settings.holdout,
-        seed=config.seed,
-        balance=settings.balance,
-    )
+    stream = open_stream(config, store, device)
+    normalizer = measure_normalizer(config, store)
     sae = build_sae(config, stream.d_in)
     cast(nn.Module, sae).to(device)
     n_iterations = config.count_iterations(stream.n_rows)
@@ -133,6 +126,33 @@ def _prepare(config: TrainConfig, store: Store, device: torch.device) -> _Run:
         running=Running(Learner(sae, config.optimizer, n_iterations), stream),
         fingerprint=identify(config, store),
         n_iterations=n_iterations,
+    )
+
+
+def open_stream(config: TrainConfig, store: Store, device: torch.device) -> ActivationStream:
+    """The batches that a training sees, raw, from the first on."""
+    settings = config.stream
+    return ActivationStream(
+        store,
+        config.hook_points,
+        batch_size=settings.batch_size,
+        holdout=settings.holdout,
+        seed=config.seed,
+        pool_rows=settings.pool_rows,
+        balance=settings.balance,
+        device=device,
+    )
+
+
+def measure_normalizer(config: TrainConfig, store: Store) -> Normalizer:
+    """What is done to the batches of a training first; one pass over training rows."""
+    return measure(
+        store,
+        config.hook_points,
+        config.normalize,
+        holdout=config.stream.holdout,
+        seed=config.seed,
+        balance=config.stream.balance,
     )
 
 
@@ -155,7 +175,7 @@ def build_sae(config: TrainConfig, d_in: int) -> SAE:
 def _train(prepared: _Run, start: int) -> None:
     """Take the iterations that are left, and save the finished checkpoint."""
     config, running = prepared.config, prepared.running
-    held_out = {name: [_read_some_held_out(prepared, name)] for name in config.hook_points}
+    held_out = sample_held_out(config, prepared.store)
     with (
         TrainLog(config.out, start) as train_log,
         progress(f"train {config.sae.kind}", config.stream.batch_size * prepared.n_iterations, "rows") as advance,
@@ -179,7 +199,7 @@ def _train(prepared: _Run, start: int) -> None:
                 _save(prepared, step, is_finite, evaluation)
             if is_interrupted():
                 raise KeyboardInterrupt
-        evaluation = _evaluate(prepared, _read_all_held_out(prepared), train_log, prepared.n_iterations)
+        evaluation = _evaluate(prepared, read_all_held_out(prepared.config, prepared.store), train_log, prepared.n_iterations)
         evaluation |= _evaluate_by_k(prepared)
     save_sae(config.out, _describe(prepared, evaluation, prepared.n_iterations))
     (config.out / STATE).unlink(missing_ok=True)
@@ -194,16 +214,16 @@ def _read_batches(prepared: _Run) -> Generator[Float[Tensor, "row d_in"], None, 
         yield prepared.normalizer.normalize(batch.x, batch.group)
 
 
-def _read_some_held_out(prepared: _Run, hook_point: str) -> Tensor:
-    config = prepared.config
-    fraction, limit = config.stream.holdout, config.evaluate_rows
-    return read_held_out(prepared.store, hook_point, fraction=fraction, seed=config.seed, limit=limit)[0]
+def sample_held_out(config: TrainConfig, store: Store) -> dict[str, list[Tensor]]:
+    """Held-out rows by hook point for the evaluations on the way."""
+    fraction, seed, limit = config.stream.holdout, config.seed, config.evaluate_rows
+    return {name: [read_held_out(store, name, fraction=fraction, seed=seed, limit=limit)[0]] for name in config.hook_points}
 
 
-def _read_all_held_out(prepared: _Run) -> dict[str, Iterator[Tensor]]:
-    config = prepared.config
+def read_all_held_out(config: TrainConfig, store: Store) -> dict[str, Iterator[Tensor]]:
+    """All held-out rows by hook point, in chunks."""
     holdout, seed = config.stream.holdout, config.seed
-    return {name: read_side(prepared.store, name, "held_out", holdout=holdout, seed=seed) for name in config.hook_points}
+    return {name: read_side(store, name, "held_out", holdout=holdout, seed=seed) for name in config.hook_points}
 
 
 def _evaluate(prepared: _Run, rows: Mapping[str, Iterable[Tensor]], train_log: TrainLog, iteration: int) -> dict[str, Any]:
@@ -222,7 +242,7 @@ def _evaluate_by_k(prepared: _Run) -> dict[str, Any]:
     sae = prepared.running.learner.usable()
     if not isinstance(sae, NestedSAE):
         return {}
-    found = evaluate_by_k(sae, prepared.normalizer, _read_all_held_out(prepared))
+    found = evaluate_by_k(sae, prepared.normalizer, read_all_held_out(prepared.config, prepared.store))
     return {"by_k": {str(k): each._asdict() for k, each in found.items()}}
 
 
