@@ -27,7 +27,8 @@ from thresher.train.arch import (
     build,
 )
 from thresher.train.arch.base import remove_radial_gradient
-from thresher.train.arch.mp import MatchingPursuitSAE, pick_directions
+from thresher.train.arch.batch import WholeBatch, pick_directions
+from thresher.train.arch.mp import MatchingPursuitSAE
 from thresher.train.arch.reuse import LastPrepared
 from thresher.train.arch.selection import find_topk, repair, screen_topk
 from thresher.train.arch.topk import TopKSAE
@@ -239,7 +240,7 @@ def full_decode(dictionary: Tensor, x: Tensor) -> Tensor:
 @pytest.mark.parametrize(("n_rows", "n"), [(64, 6), (64, 64), (5, 7), (1, 1), (7, 3)])
 def test_directions_have_unit_norm_and_are_the_largest_of_their_groups(n_rows: int, n: int) -> None:
     residual = plant(n_rows)
-    found = pick_directions(residual, n)
+    found = pick_directions(residual, n, WholeBatch())
     assert found.shape == (min(n_rows, n), 16)
     size = n_rows // len(found)
     for group, direction in enumerate(found):

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from thresher.config import config
 from thresher.errors import ConfigError
+from thresher.train.arch.batch import WholeBatch
 from thresher.train.arch.hull import Hull, HullConfig
 from thresher.train.kernels import Codes, sparse_decode, sparse_encode
 from thresher.train.protocol import Stats
@@ -51,6 +52,8 @@ class Coder(nn.Module):
         self.register_parameter("dictionary", nn.Parameter(functional.normalize(atoms, dim=1)))
         self.bias = nn.Parameter(torch.zeros(d_in))
         self.dead_after = settings.dead_after
+        self.batch = WholeBatch()
+        """Who has the rows of the batches that `loss` sees."""
         self.register_buffer("idle", torch.zeros(settings.d_sae, dtype=torch.int64))
         self.hull = None if settings.hull is None else Hull(settings.hull, d_in, settings.d_sae)
 
@@ -95,19 +98,26 @@ class Coder(nn.Module):
 
     @torch.no_grad()
     def describe(self, x: Tensor, residual: Tensor, l0: Tensor, fired: Tensor, parts: Mapping[str, Tensor]) -> Stats:
-        """The statistics that every architecture reports, and its own `parts`; `l0` per row, `fired` per atom."""
-        error = residual.square().mean()
+        """The statistics that every architecture reports, and its own `parts`; `l0` per row, `fired` per atom.
+
+        They are those of the whole batch, the rows of other processes included.
+        """
+        batch, variance = self.batch, (x - self.batch.mean(x.mean(0))).square().mean()
+        shared = {"reconstruction": residual.square().mean(), "variance": variance, "l0": l0.float().mean()}
+        means = batch.average(shared | {name: part.detach() for name, part in parts.items()})
+        error = means.pop("reconstruction")
         shared = {
             "reconstruction": error,
-            "fvu": error / (x - x.mean(0)).square().mean(),
-            "l0": l0.float().mean(),
+            "fvu": error / means.pop("variance"),
+            "l0": means.pop("l0"),
             "dead": self.find_dead().float().mean(),
         }
         points = None
         if self.hull is not None:
-            shared["points_missing"] = x.new_full((), self.hull.n_wanted)
-            points = x[: self.hull.n_wanted].detach() if self.hull.n_wanted else None
-        return Stats(shared | {name: part.detach() for name, part in parts.items()}, fired, x.shape[0], points=points)
+            n_wanted = self.hull.n_wanted
+            shared["points_missing"] = x.new_full((), n_wanted)
+            points = batch.gather(x[:n_wanted].detach())[:n_wanted] if n_wanted else None
+        return Stats(shared | means, batch.any(fired), x.shape[0] * batch.n_parts, points=points)
 
     def atoms(self) -> Float[Tensor, "d_sae d_in"]:
         """The dictionary, to be used in a loss: its gradient loses the radial part, which `constrain` would undo."""
@@ -170,9 +180,13 @@ class LinearCoder(Coder):
 
     def activate(self, x: Float[Tensor, "row d_in"], indices: Tensor) -> Codes:
         """The positive part of the encoder's outputs at the chosen atoms only; the rest becomes padding."""
+        return self.activate_centered(x - self.bias, indices)
+
+    def activate_centered(self, x: Float[Tensor, "row d_in"], indices: Tensor) -> Codes:
+        """The same of rows less the decoder's bias."""
         # Indexing by [indices] would add up the bias's gradient in whatever order the threads come.
         bias = self.encoder_bias.index_select(0, indices.flatten()).view_as(indices)
-        values = (sparse_encode(x - self.bias, self.encoder, indices) + bias).relu()
+        values = (sparse_encode(x, self.encoder, indices) + bias).relu()
         return Codes(torch.where(values > 0, indices, 0), values)
 
     def auxiliary(self, x: Tensor, residual: Tensor, preactivations: Tensor, settings: LinearEncoder) -> Tensor:
@@ -188,5 +202,6 @@ class LinearCoder(Coder):
         scores, indices = preactivations.detach().masked_fill(~dead, -torch.inf).topk(aux_k, dim=1)
         codes = self.activate(x, indices)
         codes = Codes(codes.indices, torch.where(scores > -torch.inf, codes.values, 0))
-        missed = (target - sparse_decode(codes, self.atoms())).square().sum()
-        return settings.aux * missed / target.square().sum().clamp_min(torch.finfo(target.dtype).tiny) * dead.any()
+        missed = self.batch.mean((target - sparse_decode(codes, self.atoms())).square().sum())
+        whole = self.batch.mean(target.square().sum())
+        return settings.aux * missed / whole.clamp_min(torch.finfo(target.dtype).tiny) * dead.any()

@@ -75,12 +75,13 @@ class BatchTopKSAE(LinearCoder):
 
         The smallest is infinite when nothing is kept.
         """
-        activations = preactivations.relu()
-        n_kept = min(round(self.settings.k * activations.shape[0]), activations.numel())
-        values, places = activations.flatten().topk(n_kept, sorted=False)
+        activations, n_parts = preactivations.relu(), self.batch.n_parts
+        n_kept = min(round(self.settings.k * activations.shape[0] * n_parts), activations.numel() * n_parts)
+        values, places = activations.flatten().topk(min(n_kept, activations.numel()), sorted=False)
+        values = self.batch.keep_largest(values, n_kept)
         kept = torch.zeros_like(activations).flatten().scatter(0, places, values).view_as(activations)
         positive = torch.where(values > 0, values, torch.inf).detach()
-        return kept, torch.cat([positive, positive.new_full((1,), torch.inf)]).amin()
+        return kept, self.batch.minimum(torch.cat([positive, positive.new_full((1,), torch.inf)]).amin())
 
     def reconstruct(self, x: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
         """The residual and the error to minimise."""

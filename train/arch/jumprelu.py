@@ -62,7 +62,7 @@ class JumpReluSAE(LinearCoder):
         preactivations = self.preactivate(x)
         activations = jump(preactivations, threshold, settings.bandwidth)
         residual = x - activations @ self.atoms() - self.bias
-        l0 = step(preactivations, threshold, settings.bandwidth).sum(1).mean()
+        l0 = self.batch.mean(step(preactivations, threshold, settings.bandwidth).sum(1).mean())
         sparsity = settings.sparsity * (l0 / self.d_in if settings.l0 is None else (l0 / settings.l0 - 1).square())
         loss = residual.square().mean() + sparsity
         is_active = activations.detach() > 0

@@ -7,11 +7,11 @@ from typing import Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional
 
 from thresher.config import config
 from thresher.errors import ConfigError
 from thresher.train.arch.base import Coder, Dictionary, remove_radial_gradient
+from thresher.train.arch.batch import pick_directions
 from thresher.train.arch.dropout import AtomDropout
 from thresher.train.arch.reuse import LastPrepared
 from thresher.train.kernels import (
@@ -133,7 +133,9 @@ class MatchingPursuitSAE(Coder):
         with torch.no_grad():
             l0, fired = count_active(codes), mark_fired(codes, self.d_sae)
             stats = self.describe(x, residual, l0, fired, parts)
-            return loss, stats._replace(kept=pick_directions(residual, self.settings.redraw)) if self.settings.redraw else stats
+            if self.settings.redraw:
+                stats = stats._replace(kept=pick_directions(residual, self.settings.redraw, self.batch))
+            return loss, stats
 
     def observe(self, stats: Stats) -> None:
         """Redraw dead atoms, and go on to the next choice of atoms that sit out."""
@@ -153,11 +155,11 @@ class MatchingPursuitSAE(Coder):
             dead, residual = self.find_dead(), residual.detach()
         else:
             strong = torch.where(codes.values.detach().abs() >= WEAK, codes.values.detach(), 0)
-            dead = ~mark_fired(Codes(codes.indices, strong), self.d_sae)
+            dead = ~self.batch.any(mark_fired(Codes(codes.indices, strong), self.d_sae))
             dead = dead & (dead.sum() > FEW)
         dead = dead.to(residual.dtype)
         atoms = self.atoms() if self.settings.gradient == "tangent" else self.dictionary
-        return ((atoms @ residual.mean(0)) * dead).sum() / dead.sum().clamp_min(1)
+        return ((atoms @ self.batch.mean(residual.mean(0))) * dead).sum() / dead.sum().clamp_min(1)
 
     @torch.no_grad()
     def _redraw(self, directions: Tensor) -> None:
@@ -206,15 +208,3 @@ class MatchingPursuitSAE(Coder):
         if self.settings.method != "auto":
             return self.settings.method
         return choose_installed(rows, x, atoms, k)
-
-
-def pick_directions(residual: Float[Tensor, "row d_in"], n: int) -> Float[Tensor, "_ d_in"]:
-    """Unit vectors along residuals: the largest of each of `n` groups of rows (of every row, if there are fewer).
-
-    Groups are large residuals enough, and not only those of the few odd rows that a maximum over the batch would take.
-    No randomness, no waiting for the device. A zero residual stays zero.
-    """
-    n = min(n, residual.shape[0])
-    grouped = residual[: residual.shape[0] // n * n].view(n, -1, residual.shape[1]) if n else residual[:, None]
-    largest = torch.linalg.vector_norm(grouped, dim=2).argmax(1)
-    return functional.normalize(grouped.take_along_dim(largest[:, None, None], 1)[:, 0], dim=1)
