@@ -79,6 +79,11 @@ class Dead(NamedTuple):
     text: Bool[np.ndarray, " feature"]
     both: Bool[np.ndarray, " feature"]
 
+    @property
+    def one_sided(self) -> Bool[np.ndarray, " feature"]:
+        """Dead on exactly one modality."""
+        return self.image ^ self.text
+
 
 def find_dead(image: ActivitySums, text: ActivitySums) -> Dead:
     """Features without a single firing over all held-out rows of each modality, and of both."""

@@ -33,7 +33,7 @@ def normalize_rows(x: np.ndarray) -> np.ndarray:
     return np.divide(rows, length, out=np.zeros_like(rows), where=length > 0)
 
 
-def divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+def divide(numerator: np.ndarray | float, denominator: np.ndarray | float) -> np.ndarray:
     """Quotient, NaN where the denominator is 0 or NaN: undefined, never infinite."""
     numerator, denominator = np.broadcast_arrays(np.asarray(numerator, float), np.asarray(denominator, float))
     return np.divide(numerator, denominator, out=np.full(numerator.shape, np.nan), where=np.nan_to_num(denominator) != 0)
