@@ -85,6 +85,17 @@ def train(config: ConfigFile, overrides: Overrides = None) -> None:
     typer.echo(run(load_config(TrainConfig, config, overrides or ())))
 
 
+@app.command(cls=_with_fields("thresher.train.sweep.config:SweepConfig"))
+@guard
+def sweep(config: ConfigFile, overrides: Overrides = None) -> None:
+    """Fit many sparse autoencoders on one pass over a store and compare them at equal L0. Run again to resume or to add."""
+    from thresher.train.sweep.run import load, read_table, run
+
+    out = run(load(config, overrides or ()))
+    print_table(read_table(out))
+    typer.echo(f"\ntable: {out / 'table.md'}")
+
+
 @app.command(cls=_with_fields("thresher.analyze.run:AnalyzeConfig"))
 @guard
 def analyze(config: ConfigFile, overrides: Overrides = None) -> None:

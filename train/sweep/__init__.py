@@ -1,0 +1,1 @@
+"""Many dictionaries trained together on one stream, and compared fairly."""
