@@ -108,7 +108,8 @@ def _check_files(storage: Storage, header: Header, files: Mapping[str, StoredFil
         if _is_other_name(storage, path, files[path]):
             continue
         spec = arrays.get(path.rpartition("/c/")[0])
-        yield finding + (_name_chunks(storage, path, spec, marks[path]) if spec and path in marks else "")
+        is_readable = path in marks and check_file(storage, path, files[path], "sizes") is None
+        yield finding + (_name_chunks(storage, path, spec, marks[path]) if spec and is_readable else "")
 
 
 def _check_indices(storage: Storage, header: Header, files: Mapping[str, StoredFile]) -> Iterator[str]:
