@@ -68,6 +68,8 @@ class Preparer:
     ) -> None:
         self._settings = settings
         self._source = source
+        # Asked once: Python 3.11 reads every property for the answer, and a fingerprint looks at every file.
+        self._encoded = source if isinstance(source, EncodedSource) else None
         self._adapter = adapter
         self._modalities = modalities
         self._decode = decode
@@ -105,8 +107,8 @@ class Preparer:
         return Prepared(batch, items, pairs, chunks)
 
     def _read_source(self, start: int, stop: int) -> Iterator[EncodedRecord]:
-        if isinstance(self._source, EncodedSource):
-            return iter(self._source.read(start, stop))
+        if self._encoded is not None:
+            return iter(self._encoded.read(start, stop))
         return map(_encode, self._source.records(start, stop))
 
     def _decode_images(self, images: Sequence[Encoded | None]) -> "_Pictures":

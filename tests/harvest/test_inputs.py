@@ -283,6 +283,27 @@ def test_a_source_needs_only_records(open_clip_folder: Path, tmp_path: Path) -> 
     assert sorted(store.items("image")["key"].to_pylist()) == list("01234")
 
 
+class Fingerprinted(OnlyRecords):
+    """Counts how often somebody wants its fingerprint, for which a folder has to look at every file."""
+
+    n_asked = 0
+
+    @property
+    def fingerprint(self) -> str:
+        self.n_asked += 1
+        return "1"
+
+
+def test_the_fingerprint_of_a_source_is_not_asked_for_with_every_record(open_clip_folder: Path, tmp_path: Path) -> None:
+    asked = []
+    for limit in (1, 5):
+        source = Fingerprinted()
+        settings = {"order": "shuffled", "batch_size": 1, "limit": limit}
+        run(make_config(tmp_path / str(limit), open_clip_folder, source={"kind": "in-memory"}, **settings), source=source)
+        asked.append(source.n_asked)
+    assert asked[0] == asked[1]
+
+
 def test_a_stream_is_harvested_like_the_dataset(
     open_clip_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
