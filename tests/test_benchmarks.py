@@ -10,7 +10,7 @@ import pytest
 FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
 SMALLEST = {
     "analyze.py": ["200", "64", "4"],
-    "gpu.py": ["--device", "cpu", "--shapes", "32,128,4,64", "--rounds", "1"],
+    "gpu.py": ["--device", "cpu", "--shapes", "8,32,3,16", "--rounds", "1", "--methods", "residual", "gram"],
     "gpu_compile.py": ["32,128,4,64"],
     "harvest.py": ["--parts=forward,write", "--model=ViT-S-32", "--hooks=vision.0", "--images=2", "--rounds=1", "--mb=1"],
     "pursuit.py": ["--sizes", "32,128,4,64", "--repeats", "1"],
