@@ -18,7 +18,7 @@ from thresher.harvest.adapters.base import HookPoint
 from thresher.harvest.decoding import DecodingProcesses, check_picklable
 from thresher.harvest.forward import Reader, split_status
 from thresher.harvest.outliers import find_bounds
-from thresher.harvest.prepare import Preparer, prepare_ahead
+from thresher.harvest.prepare import Prepared, Preparer, prepare_ahead
 from thresher.harvest.ranks import Work, write_share
 from thresher.harvest.rows import name_space, select_tokens
 from thresher.harvest.settings import HarvestConfig
@@ -165,7 +165,7 @@ def _fill(writer: StoreWriter, work: Work, team: Team) -> str:
     stop = min(starts[team.rank + 1 :], default=prepare.n_batches)
     counts: Counter[str] = Counter()
     n_left = sum(min(config.batch_size, prepare.n_records - batch * config.batch_size) for batch in batches)
-    made = work.reader.read(prepare_ahead(prepare, batches, config.workers))
+    made = work.reader.read(_watch(writer, prepare_ahead(prepare, batches, config.workers)))
     with progress(f"harvest{team.label}", n_left, "records") as advance, closing(made):
         for batch in made:
             writer.write(batch)
@@ -174,6 +174,14 @@ def _fill(writer: StoreWriter, work: Work, team: Team) -> str:
         writer.finish()
     total = sum(team.gather(counts), Counter[str]())
     return _describe(total) + (" since it was resumed" if first else "")
+
+
+def _watch(writer: StoreWriter, batches: Generator[Prepared, None, None]) -> Generator[Prepared, None, None]:
+    """The batches, as long as the disk takes what is made of them: none is computed for one that has failed."""
+    with closing(batches):
+        for batch in batches:
+            writer.raise_error()
+            yield batch
 
 
 def _count(batch: Batch) -> Counter[str]:

@@ -27,8 +27,9 @@ class StoreWriter:
     """Creates a store, or goes on with an unfinished one of the same identity.
 
     Use it as a context manager. Everything committed survives an exception, a kill and a full disk; what was not yet
-    committed comes again when the same batches are written again. Raises StoreError: the store is complete, is of another
-    identity or format version, or has another writer.
+    committed comes again when the same batches are written again. When the disk has failed and then something else, the
+    block ends with the error of the disk. Raises StoreError: the store is complete, is of another identity or format
+    version, or has another writer.
 
     Several processes write one store together when one of them, the lead, opens it as usual, calls `plan` (unless
     `is_planned`), `admit` and in the end `conclude`, and all of them (the lead by a second writer) open it with their
@@ -79,7 +80,7 @@ class StoreWriter:
         Its tensors belong to the writer from now on: they must not be changed. Raises StoreError: not the next batch, not as
         the hook points say, or whatever went wrong on the disk since the last call.
         """
-        self._raise_error()
+        self.raise_error()
         if batch.index != self._next and batch.index not in self.missing(batch.index + 1)[:1]:
             raise StoreError(f"{self._path}: batch {batch.index}, expected batch {self._next}; write them in order")
         check_batch(batch, self._header.hook_points)
@@ -88,6 +89,12 @@ class StoreWriter:
         check_columns(batch, self._header.layout.columns)
         self._next = batch.index + 1
         self._queue.put(batch)
+
+    def raise_error(self) -> None:
+        """Raise what has gone wrong on the disk, if anything has: StoreError that says how to go on."""
+        if self._error is not None:
+            with self._explain_errors():
+                raise self._error
 
     def missing(self, stop: int) -> list[int]:
         """The batches from here up to `stop` (exclusive) that must be written, in order.
@@ -106,9 +113,9 @@ class StoreWriter:
 
         Of a store that several write, only the share is stored, and the lock is kept until the end of the block.
         """
-        self._raise_error()
+        self.raise_error()
         self._stop()
-        self._raise_error()
+        self.raise_error()
         if self._sink is None:
             self._create(None)
         assert self._sink is not None
@@ -158,6 +165,9 @@ class StoreWriter:
         if self._sink is not None and not self.is_complete:
             self._sink.discard()
         self._lock.release()
+        # What went wrong later is often a consequence, and would hide what is to be mended.
+        if isinstance(error, Exception) and self._error not in (error, error.__cause__):
+            self.raise_error()
 
     def _resume(self) -> None:
         if self._storage.size(RUN) is None:
@@ -199,11 +209,6 @@ class StoreWriter:
         if self._thread.is_alive():
             self._queue.put(None)
             self._thread.join()
-
-    def _raise_error(self) -> None:
-        if self._error is not None:
-            with self._explain_errors():
-                raise self._error
 
     @contextmanager
     def _explain_errors(self) -> Generator[None, None, None]:

@@ -100,6 +100,20 @@ def disk(tmp_path):
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
+def test_a_failure_that_follows_a_full_disk_does_not_hide_it(disk):
+    with (
+        no_room(disk, "file size limit"),
+        pytest.raises(StoreError, match="File too large.*rerun the same") as caught,
+        open_writer(disk / "store") as writer,
+    ):
+        try:
+            write_store(writer, N_BATCHES)
+        except StoreError:
+            raise RuntimeError("the model on its way down") from None
+    assert isinstance(caught.value.__context__, OSError)
+    assert "on its way down" in str(caught.value.__context__.__context__)
+
+
 @pytest.mark.parametrize("kind", ["full disk", "file size limit"])
 def test_no_space_left_loses_nothing_committed_and_tells_how_to_resume(finished, disk, kind):
     with no_room(disk, kind):
