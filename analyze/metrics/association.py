@@ -68,11 +68,15 @@ def chance_of(
     return np.asarray(hypergeom.sf(both - 1, n, concept, feature), dtype=np.float64)
 
 
-def control_false_discoveries(p: Float[np.ndarray, " test"]) -> Float[np.ndarray, " test"]:
-    """q-values of Benjamini & Hochberg 1995: calling all with q <= a keeps the expected share of false calls below a."""
+def control_false_discoveries(p: Float[np.ndarray, " test"], n_tests: int | None = None) -> Float[np.ndarray, " test"]:
+    """q-values of Benjamini & Hochberg 1995: calling all with q <= a keeps the expected share of false calls below a.
+
+    Of more tests (`n_tests`) only some may have been kept; the others count as p = 1. Then the values are right when the kept
+    ones are those of the smallest p, and too large, never too small, otherwise.
+    """
     n = len(p)
     order = np.argsort(p)
-    scaled = p[order] * n / np.arange(1, n + 1)
+    scaled = p[order] * (n if n_tests is None else n_tests) / np.arange(1, n + 1)
     q = np.empty(n)
     q[order] = np.minimum(np.minimum.accumulate(scaled[::-1])[::-1], 1.0)
     return q

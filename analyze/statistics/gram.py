@@ -1,0 +1,60 @@
+"""The products of every feature of the images with every feature of the texts, summed over pairs, in row blocks."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple, cast
+
+import numpy as np
+from jaxtyping import Float, Int
+from scipy.sparse import csr_array
+
+from thresher.analyze.statistics.pairing import Pairing
+from thresher.analyze.statistics.rows import transpose
+
+BYTES_PER_ENTRY = 64
+"""Of a block of the Gram matrix while it is made and read: sparse product, dense sums, counts, and room to work in."""
+
+
+class GramRows(NamedTuple):
+    """Rows of the cross-modal Gram matrix, complete: the sums are over all pairs."""
+
+    image: Int[np.ndarray, " row"]
+    """Which feature of the images each row is."""
+    text: Int[np.ndarray, " column"]
+    """Which feature of the texts each column is."""
+    products: Float[np.ndarray, "row column"]
+    """sum over pairs of z_i^image z_j^text."""
+    cofires: Int[np.ndarray, "row column"]
+    """Images that fire i and have a text that fires j. Counts images, not pairs: captions of one image are not independent."""
+
+
+def iterate_gram(
+    pairing: Pairing,
+    image: Int[np.ndarray, " row"],
+    text: Int[np.ndarray, " column"],
+    memory: float = 1e9,
+    scratch: Path | None = None,
+) -> Iterator[GramRows]:
+    """The Gram matrix of chosen features (ascending), as many rows at a time as `memory` bytes hold.
+
+    Every entry is added up over the images in their order, whatever `memory` is: the same bits for any block size. Costs
+    sum_n k_n^image k_n^text multiply-adds, twice (products and counts), one transposed copy of the images' codes (12 bytes
+    per stored entry; in files of `scratch` if given) and 4 bytes per stored entry of the texts.
+    """
+    postings = transpose(pairing.image, scratch)
+    total = pairing.texts.total
+    fires = csr_array((np.ones(total.nnz, np.int32), total.indices, total.indptr), shape=total.shape)
+    rows_at_once = max(1, int(memory // (BYTES_PER_ENTRY * pairing.n_features)))
+    for start in range(0, len(image), rows_at_once):
+        chosen = image[start : start + rows_at_once]
+        left = csr_array(postings[chosen])
+        left.indices = pairing.partner[left.indices].astype(left.indices.dtype)
+        counted = csr_array((np.ones(left.nnz, np.int32), left.indices, left.indptr), shape=left.shape)
+        products = _multiply(left, total)[:, text]
+        cofires = _multiply(counted, fires)[:, text]
+        yield GramRows(chosen, text, products, cofires)
+
+
+def _multiply(left: csr_array, right: csr_array) -> np.ndarray:
+    """The product of two sparse matrices, dense."""
+    return cast(csr_array, left @ right).toarray()
