@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Float32, Int64
 from torch import Tensor
 
-from thresher.data.store import Store
+from thresher.data.readable import Readable
 from thresher.data.store.schema import TORCH_DTYPE
 
 READERS = 4
@@ -33,7 +33,7 @@ class Pool:
 
     def __init__(
         self,
-        store: Store,
+        store: Readable,
         hook_point: str,
         *,
         held_out: Bool[np.ndarray, "item"],
@@ -53,6 +53,7 @@ class Pool:
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="stream-read")
         self._reads: dict[int, list[Future[npt.NDArray[np.int64]]]] = {}
         self._found: dict[int, npt.NDArray[np.int64]] = {}
+        self._units: Mapping[int, npt.NDArray[np.int64]] = {}
         self._staging = threading.local()
 
     def advance(self, upcoming: Mapping[int, npt.NDArray[np.int64]]) -> None:
@@ -60,6 +61,7 @@ class Pool:
 
         Threads read those that are not there yet, in this order.
         """
+        self._units = upcoming
         stale = [number for number in self._reads if number not in upcoming]
         wait(list(itertools.chain.from_iterable(self._reads.pop(number) for number in stale)))
         self._found = {number: found for number, found in self._found.items() if number in upcoming}
@@ -91,6 +93,14 @@ class Pool:
                 part = places[start : start + CONVERTED_ROWS]
                 np.take(_bits(self._rows), part, axis=0, out=_bits(block[: len(part)]), mode="clip")
                 out[start : start + len(part)].copy_(block[: len(part)])
+
+    def locate(self, places: Int64[np.ndarray, "row"]) -> Int64[np.ndarray, "row"]:
+        """Which rows of the store stand at these places of the pool."""
+        units = np.zeros((self._n_slots, self._slot_rows // self._unit_rows), np.int64)
+        for number, found in self._units.items():
+            units[number % self._n_slots, : len(found)] = found
+        slots, within = np.divmod(places, self._slot_rows)
+        return units[slots, within // self._unit_rows] * self._unit_rows + within % self._unit_rows
 
     def count_training_rows(self, start: int, stop: int) -> Int64[np.ndarray, "unit"]:
         """For each unit from row `start` to `stop`, its training rows. `start` is where a unit begins."""

@@ -6,11 +6,11 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from thresher.data.pool import Pool
-from thresher.data.store import Store
+from thresher.data.readable import Readable
 from thresher.data.store.schema import TORCH_DTYPE
 
 UNIT_BYTES = 1 << 20
@@ -62,7 +62,7 @@ class ShuffledRows:
 
     def __init__(
         self,
-        store: Store,
+        store: Readable,
         hook_point: str,
         *,
         held_out: Bool[np.ndarray, "item"],
@@ -113,6 +113,15 @@ class ShuffledRows:
             places = stratum.places[offset - stratum.first :][: len(out) - done]
             self._pool.gather(places, out[done : done + len(places)])
             done += len(places)
+
+    def find_rows(self, position: int, count: int) -> Int64[np.ndarray, "row"]:
+        """Where the `count` rows at `position` and after it stand in the store."""
+        found = [np.zeros(0, np.int64)]
+        while (done := sum(map(len, found))) < count:
+            epoch, offset = divmod(position + done, self.n_rows)
+            stratum = self._find_stratum(epoch, offset)
+            found.append(self._pool.locate(stratum.places[offset - stratum.first :][: count - done]))
+        return np.concatenate(found)
 
     def close(self) -> None:
         """End the reading threads."""

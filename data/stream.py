@@ -2,23 +2,35 @@
 
 import queue
 import threading
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import field
+from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from jaxtyping import Bool, Float, Float32, Int64
+from jaxtyping import Float32, Int64
 from torch import Tensor
 
 from thresher.config import config
+from thresher.data.holdout import held_out, read_held_out
+from thresher.data.mixing import Balance, share_out, to_integers, weigh, weigh_parts
+from thresher.data.origins import Origin, find_width, list_origins
 from thresher.data.pool import ReusedMemory
-from thresher.data.records import Modality
+from thresher.data.readable import Readable
 from thresher.data.shuffle import ShuffledRows
-from thresher.data.store import Store
 from thresher.errors import CheckpointError, ConfigError, StoreError
 
-Balance = Literal["equal", "rows"]
+__all__ = [
+    "ActivationStream",
+    "Balance",
+    "Drawn",
+    "StreamBatch",
+    "StreamConfig",
+    "held_out",
+    "read_held_out",
+    "share_out",
+]
+
 PREFETCHED_BATCHES = 2
 """Batches that are ready before the trainer asks for them."""
 
@@ -35,6 +47,11 @@ class StreamConfig:
     """Rows held in memory, of all hook points together. What fits is shuffled uniformly, more piece by piece."""
     balance: Balance = "equal"
     """`equal`: every batch has as many rows of each hook point; `rows`: in proportion to their rows in the store."""
+    weights: dict[str, float] = field(default_factory=dict[str, float])
+    """Rows of a batch by hook point, relative to each other (`{text.embed: 5, vision.embed: 1}`); 1 for one that is not named.
+    Where any is given, `balance` is not used."""
+    store_weights: tuple[float, ...] | None = None
+    """Rows of each of several stores, relative to each other, within those of a hook point; by their rows when not given."""
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -43,6 +60,9 @@ class StreamConfig:
             raise ConfigError(f"holdout={self.holdout}: give a fraction from 0 to below 1")
         if self.pool_rows < 1:
             raise ConfigError(f"pool_rows={self.pool_rows}: give at least 1; a million shuffles well")
+        if not all(weight > 0 for weight in (*self.weights.values(), *(self.store_weights or ()))):
+            found = f"weights={self.weights}, store_weights={self.store_weights}"
+            raise ConfigError(f"{found}: weights are positive; leave out what is not to be trained on")
 
 
 class StreamBatch(NamedTuple):
@@ -54,13 +74,22 @@ class StreamBatch(NamedTuple):
     """For each row the index of its hook point."""
 
 
+class Drawn(NamedTuple):
+    """Rows of a batch that come from one hook point of one store."""
+
+    store: Readable
+    hook_point: str
+    rows: Int64[np.ndarray, "row"]
+    """Where they stand in the store, in the order of the batch."""
+
+
 class _Position(NamedTuple):
     """Where a stream is."""
 
     taken: tuple[int, ...]
-    """Per hook point the rows handed out."""
+    """Per source the rows handed out."""
     credit: tuple[int, ...]
-    """Per hook point what it is owed, in units of 1 / sum(weights) of a row."""
+    """Per source what it is owed, in units of 1 / sum(weights) of a row."""
 
 
 class _Made(NamedTuple):
@@ -72,16 +101,16 @@ class _Made(NamedTuple):
 
 
 class ActivationStream:
-    """Endless shuffled batches over the training rows of one or more hook points of equal width.
+    """Endless shuffled batches over the training rows of one or more hook points of equal width, of one or more stores.
 
-    The sequence is a pure function of store, hook points and arguments; it does not depend on the speed of disk or threads,
+    The sequence is a pure function of stores, hook points and arguments; it does not depend on the speed of disk or threads,
     and goes on bit for bit from `state_dict`. Raises ConfigError (arguments), StoreError (no such hook point, different
     widths, no training rows).
     """
 
     def __init__(
         self,
-        store: Store,
+        store: Readable,
         hook_points: Sequence[str],
         *,
         batch_size: int,
@@ -90,9 +119,12 @@ class ActivationStream:
         pool_rows: int,
         balance: Balance,
         device: torch.device,
+        weights: Mapping[str, float] | None = None,
+        store_weights: Sequence[float] | None = None,
     ) -> None:
-        StreamConfig(batch_size=batch_size, holdout=holdout, pool_rows=pool_rows, balance=balance)
-        self.d_in = _common_width(store, hook_points)
+        weights = dict(weights or {})
+        StreamConfig(batch_size=batch_size, holdout=holdout, pool_rows=pool_rows, weights=weights)
+        self.d_in = find_width(store, hook_points)
         self.hook_points = tuple(hook_points)
         self._batch_size, self._device = batch_size, device
         self._settings: dict[str, Any] = {
@@ -103,11 +135,18 @@ class ActivationStream:
             "seed": seed,
             "pool_rows": pool_rows,
             "balance": balance,
+            "weights": weights,
+            "store_weights": None if store_weights is None else list(store_weights),
         }
         # One for all copies to the device: they pass the trainer's work, and stay in order among themselves.
         self._cuda_stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._sources = self._open_sources(store, holdout=holdout, seed=seed, pool_rows=pool_rows)
-        self._weights = [1 if balance == "equal" else source.n_rows for source in self._sources]
+        named = weigh({name: store.rows(name) for name in hook_points}, balance, weights)
+        opened = list_origins(store, hook_points, holdout, seed, store_weights)
+        self._groups = [source.group for source in opened]
+        self._stores = [source.store for source in opened]
+        self._sources = self._open_sources(opened, holdout=holdout, seed=seed, pool_rows=pool_rows)
+        parts = [[source.weight for source in opened if source.group == index] for index in range(len(named))]
+        self._weights = to_integers([each for weight, of in zip(named, parts, strict=True) for each in weigh_parts(weight, of)])
         zeros = (0,) * len(self._sources)
         self._position = _Position(zeros, zeros)
 
@@ -121,7 +160,7 @@ class ActivationStream:
         """Passes over the training rows so far."""
         return sum(self._position.taken) / self.n_rows
 
-    def __iter__(self) -> Iterator[StreamBatch]:
+    def __iter__(self) -> Generator[StreamBatch, None, None]:
         """Batches from the current position on, made ahead by a thread that ends with the iterator."""
         ready: queue.Queue[_Made | BaseException] = queue.Queue(PREFETCHED_BATCHES)
         stop = threading.Event()
@@ -157,35 +196,53 @@ class ActivationStream:
             raise CheckpointError("the stream's position was saved under other settings; " + "; ".join(lines))
         self._position = _Position(tuple(state["taken"]), tuple(state["credit"]))
 
+    def trace(self, state: Mapping[str, Any]) -> tuple[StreamBatch, list[Drawn]]:
+        """The batch after the one at which `state` was taken, and where its rows stand, source by source.
+
+        Goes on from `state` itself. Not to be called while somebody iterates.
+        """
+        self.load_state_dict(state)
+        position = self._position
+        counts, _ = share_out(self._batch_size, self._weights, position.credit)
+        drawn = [
+            Drawn(store, self.hook_points[group], source.find_rows(taken, count))
+            for store, group, source, taken, count in zip(
+                self._stores, self._groups, self._sources, position.taken, counts, strict=True
+            )
+        ]
+        batches = iter(self)
+        batch = next(batches)
+        batches.close()
+        return batch, drawn
+
     def close(self) -> None:
         """End the reading threads; the stream cannot be used afterwards."""
         for source in self._sources:
             source.close()
 
-    def _open_sources(self, store: Store, *, holdout: float, seed: int, pool_rows: int) -> list[ShuffledRows]:
-        """The training rows of each hook point; the rows in memory are shared out in proportion to the rows they have."""
-        total = sum(store.rows(name) for name in self.hook_points)
-        modalities: set[Modality] = {store.hook_points[name].modality for name in self.hook_points}
-        held = {modality: held_out(store, modality, holdout, seed) for modality in modalities}
+    def _open_sources(self, opened: Sequence[Origin], *, holdout: float, seed: int, pool_rows: int) -> list[ShuffledRows]:
+        """The training rows of each source; the rows in memory are shared out in proportion to the rows they have."""
+        names = [self.hook_points[source.group] for source in opened]
+        total = sum(source.store.rows(name) for source, name in zip(opened, names, strict=True))
         sources: list[ShuffledRows] = []
-        for index, name in enumerate(self.hook_points):
-            n_rows = store.rows(name)
-            source = ShuffledRows(
-                store,
+        for index, (source, name) in enumerate(zip(opened, names, strict=True)):
+            n_rows = source.store.rows(name)
+            shuffled = ShuffledRows(
+                source.store,
                 name,
-                held_out=held[store.hook_points[name].modality],
+                held_out=source.held_out,
                 pool_rows=max(1, pool_rows * n_rows // max(total, 1)),
                 seed=seed,
                 stream=index,
                 device=self._device,
                 cuda_stream=self._cuda_stream,
             )
-            if source.n_rows == 0:
+            if shuffled.n_rows == 0:
                 raise StoreError(
-                    f"{store.path}: {name}: none of its {n_rows} rows is left for training with holdout={holdout}; "
+                    f"{source.store.path}: {name}: none of its {n_rows} rows is left for training with holdout={holdout}; "
                     "harvest more records or hold out fewer"
                 )
-            sources.append(source)
+            sources.append(shuffled)
         return sources
 
     def _produce(self, ready: "queue.Queue[_Made | BaseException]", stop: threading.Event) -> None:
@@ -207,7 +264,7 @@ class ActivationStream:
             for source, taken, count in zip(self._sources, position.taken, counts, strict=True):
                 source.take_into(taken, x[start : start + count])
                 start += count
-            group = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts)).to(self._device)
+            group = torch.repeat_interleave(torch.tensor(self._groups), torch.tensor(counts)).to(self._device)
             taken = tuple(taken + count for taken, count in zip(position.taken, counts, strict=True))
             position = _Position(taken, tuple(credit))
             event = None
@@ -224,73 +281,3 @@ class ActivationStream:
             for tensor in made.batch:
                 tensor.record_stream(current)
         return made.batch
-
-
-def share_out(n: int, weights: Sequence[int], credit: Sequence[int]) -> tuple[list[int], list[int]]:
-    """Divide `n` rows by weight: the counts, and the credit to give to the next call.
-
-    What a weight is owed and did not get (in units of 1 / sum(weights) of a row) is carried over, so that counts of many
-    calls add up to the exact proportion within a row or two.
-    """
-    total = sum(weights)
-    owed = [n * weight + carried for weight, carried in zip(weights, credit, strict=True)]
-    counts = [max(0, value // total) for value in owed]
-    left = [value - count * total for value, count in zip(owed, counts, strict=True)]
-    while (missing := n - sum(counts)) != 0:
-        step = 1 if missing > 0 else -1
-        candidates = [index for index, count in enumerate(counts) if step > 0 or count > 0]
-        chosen = max(candidates, key=lambda index: step * left[index])
-        counts[chosen] += step
-        left[chosen] -= step * total
-    return counts, left
-
-
-def held_out(store: Store, modality: Modality, fraction: float, seed: int) -> Bool[np.ndarray, "item"]:
-    """Which items of a modality are held out: all items of about `fraction` of the records.
-
-    Image and captions of one record are always on the same side. A pure function of record and seed (SplitMix64, Steele,
-    Lea & Flood 2014), so that it does not change when a store grows.
-    """
-    records = store.items(modality, columns=["record"])["record"].to_numpy().astype(np.uint64)
-    start = _mix(np.array([seed % 2**64], np.uint64))
-    return _mix(records ^ start) < np.uint64(min(int(fraction * 2.0**64), 2**64 - 1))
-
-
-def read_held_out(
-    store: Store, hook_point: str, *, fraction: float, seed: int, limit: int | None
-) -> tuple[Float[Tensor, "row d_in"], Int64[np.ndarray, "row"]]:
-    """The held-out rows of a hook point in float32, and the item of each row, in the order of the store.
-
-    With `limit` a random choice of so many of them, the same for the same seed. Raises StoreError when there are none.
-    """
-    mask = held_out(store, store.hook_points[hook_point].modality, fraction, seed)
-    items = store.item_of(hook_point)
-    rows = np.flatnonzero(mask[items])
-    if len(rows) == 0:
-        raise StoreError(
-            f"{store.path}: {hook_point}: no rows are held out with holdout={fraction}; harvest more records or hold out more"
-        )
-    if limit is not None and limit < len(rows):
-        rows = np.sort(np.random.default_rng(seed).choice(rows, limit, replace=False))
-    return store.read_rows(hook_point, rows).float(), items[rows]
-
-
-def _mix(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """One step of SplitMix64: a bijection of 64-bit words that looks random."""
-    values = values + np.uint64(0x9E3779B97F4A7C15)
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
-
-
-def _common_width(store: Store, hook_points: Sequence[str]) -> int:
-    if not hook_points or len(set(hook_points)) < len(hook_points):
-        raise ConfigError(f"hook_points={list(hook_points)}: give at least one, each once")
-    unknown = [name for name in hook_points if name not in store.hook_points]
-    if unknown:
-        raise StoreError(f"{store.path}: no hook point {unknown[0]!r}; the store has {', '.join(store.hook_points)}")
-    widths = {name: store.hook_points[name].width for name in hook_points}
-    if len(set(widths.values())) > 1:
-        found = ", ".join(f"{name} has {width}" for name, width in widths.items())
-        raise StoreError(f"{store.path}: one dictionary needs hook points of one width, but {found}; train one for each width")
-    return widths[hook_points[0]]
