@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from thresher.errors import StoreError
+from thresher.train.arch.batch import WholeBatch
 from thresher.train.codes import count_active, mark_fired
 from thresher.train.normalize import Normalizer
 from thresher.train.protocol import SAE
@@ -43,13 +44,21 @@ class _Sums(NamedTuple):
 
 
 @torch.no_grad()
-def evaluate(sae: SAE, normalizer: Normalizer, rows: Mapping[str, Iterable[Float[Tensor, "_ d_in"]]]) -> dict[str, Evaluation]:
+def evaluate(
+    sae: SAE,
+    normalizer: Normalizer,
+    rows: Mapping[str, Iterable[Float[Tensor, "_ d_in"]]],
+    batch: WholeBatch | None = None,
+) -> dict[str, Evaluation]:
     """Evaluate on chunks of raw rows by hook point, in the normaliser's order; the entry `pooled` is over all rows.
 
+    With `batch` the rows are a share of them, and the numbers those of all shares.
     The pooled R2 centres by the pooled mean and so also counts the gap between the hook points as explained.
     Raises StoreError when a hook point has no rows or only equal ones.
     """
     sums = {name: _sum_up(sae, normalizer, group, chunks) for group, (name, chunks) in enumerate(rows.items())}
+    if batch is not None:
+        sums = {name: _add_up_shares(each, batch) for name, each in sums.items()}
     for name, each in sums.items():
         if not _vary(each):
             raise StoreError(f"{name}: {each.n_rows} held-out rows do not differ; harvest more records or hold out more")
@@ -72,6 +81,12 @@ def _sum_up(sae: SAE, normalizer: Normalizer, group: int, chunks: Iterable[Tenso
         l0 += float(count_active(codes).sum())
         fired |= mark_fired(codes, sae.d_sae)
     return _Sums(n_rows, total, square, error, cosine, l0, fired)
+
+
+def _add_up_shares(sums: _Sums, batch: WholeBatch) -> _Sums:
+    numbers = torch.tensor([sums.n_rows, sums.square, sums.error, sums.cosine, sums.l0], dtype=torch.float64)
+    n_rows, square, error, cosine, l0 = batch.add_up(numbers.to(sums.total.device)).tolist()
+    return _Sums(int(n_rows), batch.add_up(sums.total), square, error, cosine, l0, batch.any(sums.fired))
 
 
 def _add_up(sums: list[_Sums]) -> _Sums:

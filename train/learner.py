@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.utils import clip_grad_norm_
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 
 from thresher.errors import CheckpointError
@@ -17,8 +17,9 @@ from thresher.train.average import Average
 from thresher.train.optimizer import OptimizerConfig, Precision, compute_learning_rate, make_adam
 from thresher.train.protocol import SAE, Stats
 
-Synchronize = Callable[[Sequence[nn.Parameter]], None]
-"""What data-parallel training does to gradients: it makes those of all processes equal, in place."""
+Synchronize = Callable[[Sequence[nn.Parameter]], Tensor]
+"""What training by several processes does to gradients: it makes those of all processes equal, in place, and gives the norm
+of the whole gradient, parts in other processes included."""
 
 
 class Iteration(NamedTuple):
@@ -114,9 +115,8 @@ def take_step(
         group["lr"] = lr
     optimizer.zero_grad()
     stats = accumulate_gradient(sae, x, precision=precision, micro_batches=micro_batches)
-    if synchronize is not None:
-        synchronize(parameters)
-    norm = clip_grad_norm_(parameters, math.inf if clip is None else clip)
+    norm = _measure_norm(parameters) if synchronize is None else synchronize(parameters)
+    clip_grads_with_norm_(parameters, math.inf if clip is None else clip, norm)
     optimizer.step()
     sae.constrain()
     sae.observe(stats)
@@ -145,6 +145,10 @@ def accumulate_gradient(
 def lower(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
     """Where products of matrices are taken in `precision`; parameters, gradients and pursuits stay in float32."""
     return nullcontext() if precision == "fp32" else torch.autocast(device.type, torch.bfloat16)
+
+
+def _measure_norm(parameters: Sequence[nn.Parameter]) -> Tensor:
+    return get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
 
 
 def _merge(found: Sequence[Stats]) -> Stats:

@@ -67,7 +67,7 @@ class BatchTopKSAE(LinearCoder):
         residual, error = self.reconstruct(x, kept)
         aux = self.auxiliary(x, residual, preactivations, self.settings)
         loss = error + aux
-        parts = {"loss": loss, "aux": aux, "threshold": self.threshold, "smallest_kept": smallest}
+        parts = {"loss": loss, "aux": aux, "threshold": self.threshold.clone(), "smallest_kept": smallest}
         return loss, self.describe(x, residual, (kept > 0).sum(1), (kept > 0).any(0), parts)
 
     def select(self, preactivations: Tensor) -> tuple[Tensor, Tensor]:

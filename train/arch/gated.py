@@ -52,5 +52,5 @@ class GatedSAE(PenalizedCoder):
         sparsity = self.l1 * opened.sum(1).mean() / self.d_in
         loss = residual.square().mean() + sparsity + auxiliary
         is_active = activations.detach() > 0
-        parts = {"loss": loss, "sparsity": sparsity, "aux": auxiliary, "l1": self.l1}
+        parts = {"loss": loss, "sparsity": sparsity, "aux": auxiliary, "l1": self.l1.clone()}
         return loss, self.describe(x, residual, is_active.sum(1), is_active.any(0), parts)

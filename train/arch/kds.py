@@ -83,7 +83,7 @@ class DistanceWeightedSAE(Coder):
         locality = self.l1 * (weights * distances).sum(1).mean() / self.d_in
         loss = residual.square().mean() / 2 + locality
         is_active = activations.detach() > 0
-        parts = {"loss": loss, "locality": locality, "l1": self.l1}
+        parts = {"loss": loss, "locality": locality, "l1": self.l1.clone()}
         return loss, self.describe(x, residual, is_active.sum(1), is_active.any(0), parts)
 
     def observe(self, stats: Stats) -> None:

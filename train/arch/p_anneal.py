@@ -69,7 +69,7 @@ class PAnnealSAE(ReluSAE):
         sparsity = self.l1 * penalty / self.d_in
         loss = residual.square().mean() + sparsity
         is_active = activations.detach() > 0
-        parts = {"loss": loss, "sparsity": sparsity, "l1": self.l1, "penalty": penalty, "next_penalty": next_penalty}
+        parts = {"loss": loss, "sparsity": sparsity, "l1": self.l1.clone(), "penalty": penalty, "next_penalty": next_penalty}
         return loss, self.describe(x, residual, is_active.sum(1), is_active.any(0), parts)
 
     def observe(self, stats: Stats) -> None:

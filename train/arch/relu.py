@@ -97,7 +97,7 @@ class ReluSAE(PenalizedCoder):
         sparsity = self.l1 * activations.sum(1).mean() / self.d_in
         loss = residual.square().mean() + sparsity
         is_active = activations.detach() > 0
-        parts = {"loss": loss, "sparsity": sparsity, "l1": self.l1}
+        parts = {"loss": loss, "sparsity": sparsity, "l1": self.l1.clone()}
         return loss, self.describe(x, residual, is_active.sum(1), is_active.any(0), parts)
 
 

@@ -69,7 +69,7 @@ class SpadeSAE(Coder):
         locality = self.l1 * distance.mean() / self.d_in
         loss = residual.square().mean() + locality
         is_active = activations.detach() > 0
-        parts = {"loss": loss, "locality": locality, "l1": self.l1}
+        parts = {"loss": loss, "locality": locality, "l1": self.l1.clone()}
         return loss, self.describe(x, residual, is_active.sum(1), is_active.any(0), parts)
 
     def observe(self, stats: Stats) -> None:

@@ -1,12 +1,11 @@
 """Architectures whose dictionary is split over several processes: matching pursuit and TopK."""
 
-import copy
 from collections.abc import Mapping
 from typing import cast
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from thresher.errors import ConfigError

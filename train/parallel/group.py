@@ -48,6 +48,14 @@ class Group:
         exchange(lambda: dist.all_gather(found, x.contiguous(), group=self._handle))
         return found
 
+    def collect(self, x: Shaped[Tensor, "*shape"]) -> list[Tensor] | None:
+        """The tensors of all, which have one shape, in the first of them; None in the others."""
+        if self.size == 1:
+            return [x]
+        found = [torch.empty_like(x) for _ in range(self.size)] if self.place == 0 else None
+        exchange(lambda: dist.gather(x.contiguous(), found, group=self._handle, group_dst=0))
+        return found
+
     def add_up_in_place(self, tensors: Sequence[Tensor]) -> None:
         """Put the sum of all in the place of each tensor; the tensors are on their way together."""
         if self.size == 1:

@@ -89,10 +89,21 @@ class Shard:
 
     def join(self, part: Shaped[Tensor, "own *rest"]) -> Shaped[Tensor, "n_atoms *rest"]:
         """The whole of a tensor with a row per atom, in all processes; no gradient."""
-        longest = -(-self.n_atoms // self.group.size)
-        padded = torch.cat([part, part.new_zeros(longest - part.shape[0], *part.shape[1:])])
-        sizes = [take_share(self.n_atoms, place, self.group.size) for place in range(self.group.size)]
-        return torch.cat([each[: one.stop - one.start] for each, one in zip(self.group.gather(padded), sizes, strict=True)])
+        return self._cat(self.group.gather(self._pad(part)))
+
+    def collect(self, part: Shaped[Tensor, "own *rest"], on_host: Group) -> Tensor | None:
+        """The same in the first process only; `on_host` are the same processes for tensors of the host."""
+        found = on_host.collect(self._pad(part))
+        return None if found is None else self._cat(found)
+
+    def _pad(self, part: Tensor) -> Tensor:
+        """With rows to the number that the largest shard has: what is exchanged has one shape."""
+        missing = -(-self.n_atoms // self.group.size) - part.shape[0]
+        return torch.cat([part, part.new_zeros(missing, *part.shape[1:])]) if missing else part
+
+    def _cat(self, parts: list[Tensor]) -> Tensor:
+        counts = [len(range(*take_share(self.n_atoms, place, len(parts)).indices(self.n_atoms))) for place in range(len(parts))]
+        return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
 
 def draw_atoms(d_sae: int, d_in: int, generator: torch.Generator, first: int, stop: int) -> Float[Tensor, "own d_in"]:
