@@ -103,7 +103,7 @@ def disk(tmp_path):
 def test_a_failure_that_follows_a_full_disk_does_not_hide_it(disk):
     with (
         no_room(disk, "file size limit"),
-        pytest.raises(StoreError, match="File too large.*rerun the same") as caught,
+        pytest.raises(StoreError, match=r"File too large.*rerun the same") as caught,
         open_writer(disk / "store") as writer,
     ):
         try:
