@@ -7,6 +7,7 @@ import torch
 
 from thresher.train.arch.abs_topk import AbsTopK, AbsTopKSAE
 from thresher.train.arch.batch_topk import BatchTopK, BatchTopKSAE
+from thresher.train.arch.crosscoder import BatchTopKCrosscoder, BatchTopKCrosscoderSAE, Crosscoder, CrosscoderSAE
 from thresher.train.arch.gated import Gated, GatedSAE
 from thresher.train.arch.jumprelu import JumpRelu, JumpReluSAE
 from thresher.train.arch.kds import DistanceWeighted, DistanceWeightedSAE
@@ -18,6 +19,8 @@ from thresher.train.arch.p_anneal import PAnneal, PAnnealSAE
 from thresher.train.arch.relu import Relu, ReluSAE
 from thresher.train.arch.spade import Spade, SpadeSAE
 from thresher.train.arch.topk import TopK, TopKSAE
+from thresher.train.arch.transcoder import Transcoder, TranscoderSAE
+from thresher.train.classical import ICA, KSVD, NMF, PCA, KMeans, OnlineDictionary, SemiNMF, build_classical
 from thresher.train.protocol import SAE
 
 Architecture = Annotated[
@@ -33,7 +36,17 @@ Architecture = Annotated[
     | PAnneal
     | NestedTopK
     | Spade
-    | DistanceWeighted,
+    | DistanceWeighted
+    | Crosscoder
+    | BatchTopKCrosscoder
+    | Transcoder
+    | KMeans
+    | PCA
+    | ICA
+    | NMF
+    | SemiNMF
+    | OnlineDictionary
+    | KSVD,
     pydantic.Field(discriminator="kind"),
 ]
 """Config of any architecture; its `kind` says which."""
@@ -69,22 +82,40 @@ def build(config: Architecture, d_in: int, seed: int) -> SAE:
             return SpadeSAE(config, d_in, generator)
         case DistanceWeighted():
             return DistanceWeightedSAE(config, d_in, generator)
+        case Crosscoder():
+            return CrosscoderSAE(config, d_in, generator)
+        case BatchTopKCrosscoder():
+            return BatchTopKCrosscoderSAE(config, d_in, generator)
+        case Transcoder():
+            return TranscoderSAE(config, generator)
+        case _:
+            return build_classical(config, d_in, generator)
 
 
 __all__ = [
+    "ICA",
+    "KSVD",
+    "NMF",
+    "PCA",
     "AbsTopK",
     "Architecture",
     "BatchTopK",
+    "BatchTopKCrosscoder",
+    "Crosscoder",
     "DistanceWeighted",
     "Gated",
     "JumpRelu",
+    "KMeans",
     "MatchingPursuit",
     "Matryoshka",
     "NestedTopK",
+    "OnlineDictionary",
     "OrthogonalPursuit",
     "PAnneal",
     "Relu",
+    "SemiNMF",
     "Spade",
     "TopK",
+    "Transcoder",
     "build",
 ]
