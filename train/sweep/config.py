@@ -128,8 +128,7 @@ def complete(given: Mapping[str, Any], where: str) -> SweepConfig:
     if not named and not members:
         kind = base["sae"].get("kind") if isinstance(base["sae"], dict) else None
         named = values["architectures"] = {str(kind): base["sae"]}
-    if "sae" not in base:
-        first = next(iter(named.values()), None) or next(iter(members.values()), {}).get("sae")
-        base["sae"] = first
+    # Every member has its own; what stands here is not trained.
+    base.setdefault("sae", {"kind": "mp"})
     base["out"] = values.get("out")
     return validate(SweepConfig, values, where)

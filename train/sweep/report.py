@@ -207,7 +207,7 @@ def _explain(settings: SweepConfig, groups: Sequence[Finished], table: Sequence[
         f"Equal rows and optimizer steps for all; {len(settings.seeds)} seed(s) of the initial dictionary.",
         "+- is half of the 95 % interval over seeds (Student's t); it does not hold the choice of data.",
         f"Seconds: {_name_clock(groups)} in a member's own steps, without reading, evaluating and the search.",
-        f"OFF TARGET: members whose L0 is more than {settings.l0_tolerance:.0%} from the wanted one; their R2 does not compare.",
+        f"OFF TARGET: realised L0 more than {settings.l0_tolerance:.0%} from the wanted one; do not compare its R2.",
     ]
     if math.isfinite(equal_time):
         lines += ["", f"At equal time, {equal_time:.3g} s of each member's steps (from its evaluations on the way):", ""]

@@ -40,7 +40,6 @@ def run(settings: SweepConfig) -> Path:
         raise ConfigError("a sweep runs in one process; start `thresher sweep` without accelerate launch or torchrun")
     refuse_foreign(settings.out, [RESULT, MEMBERS, "search"])
     groups = list_groups(settings)
-    _refuse_equal_names(settings, groups)
     store = open_store(settings.base.store, cache=settings.base.cache)
     shared = share(settings.base, store)
     chosen, trials = search(settings, groups, shared, _count_rows(settings, shared))
@@ -48,13 +47,6 @@ def run(settings: SweepConfig) -> Path:
     write_provenance(settings.out, settings, {"store": store.fingerprint})
     write_report(settings, [_account(one, trials) for one in trained], trials)
     return settings.out
-
-
-def _refuse_equal_names(settings: SweepConfig, groups: Sequence[Group]) -> None:
-    names = [name for group in groups for name, _ in name_members(settings, group)]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ConfigError(f"two members would be called {twice[0]!r}; name them differently under `members`")
 
 
 def _count_rows(settings: SweepConfig, shared: Shared) -> int:

@@ -57,7 +57,7 @@ def _propose(tries: Sequence[tuple[Request, Outcome]], tolerance: float) -> Requ
     if wanted is None or is_reached(outcome.l0, wanted, tolerance):
         return None
     tried = [Tried(one.asked or wanted, found.l0) for one, found in tries]
-    asked = ask_next(tried, wanted, group.sae.d_sae)
+    asked = ask_next(tried, wanted, float(group.sae.d_sae))
     known = [set_l0(group, one.asked) for one, _ in tries]
     return None if set_l0(group, asked) in known else request._replace(asked=asked)
 
