@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,15 +10,17 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from thresher.data.mixture import Mixture
 from thresher.data.records import Modality
 from thresher.data.store import Store
 from thresher.data.store.layout import has_token_ids
 from thresher.data.store.schema import TORCH_DTYPE, HookPointInfo
 from thresher.errors import ConfigError, StoreError
-from thresher.runs import fingerprint
 
 JOINT = "+"
 """Between the names of hook points: what they are called together."""
+OF_STORE = "@"
+"""Between the name of a hook point and the number of its store."""
 
 
 class Place(NamedTuple):
@@ -34,29 +35,27 @@ class AlignedStore:
 
     Row n of each belongs to the same item and position; where both images and texts are among them, to the same pair: every
     caption of an image makes a row, and the image's own row comes as often as it has captions. Rows that not all of them have
-    are left out. Items are those of the first hook point, so that what is held out by item is so for all of them; several
-    stores, harvested with different models, are joined by the keys of their items. Reads like a store (`Readable`); of rows it
-    holds at most a number per row and hook point, nothing where the hook points share a row space.
+    are left out. Items are those of the first hook point, so that what is held out by item is so for all of them. Of several
+    stores, harvested with different models, `text.3@1` is the hook point text.3 of the second one; they are joined by the keys
+    of their items. Reads like a store (`Readable`); of rows it holds at most a number per row and hook point, nothing where the
+    hook points share a row space.
     """
 
-    def __init__(self, places: Mapping[str, Place]) -> None:
-        """`places` by the names that they are to have here. Raises ConfigError, StoreError: rows that cannot be joined."""
-        if len(places) < 2:
-            raise ConfigError(f"hook_points={list(places)}: rows side by side need at least two hook points")
-        for name, place in places.items():
-            if place.hook_point not in place.store.hook_points:
-                known = ", ".join(place.store.hook_points)
-                raise StoreError(f"{place.store.path}: no hook point {place.hook_point!r} (for {name}); the store has {known}")
-        self._places = dict(places)
-        self.names = tuple(places)
+    def __init__(self, source: Store | Mixture, hook_points: Sequence[str]) -> None:
+        """Raises ConfigError: names. Raises StoreError: no such hook point, rows that cannot be joined."""
+        if len(hook_points) < 2 or len(set(hook_points)) < len(hook_points):
+            raise ConfigError(f"hook_points={list(hook_points)}: rows side by side need at least two hook points, each once")
+        self.source = source
+        """What it is made from."""
+        self._places = {name: _find_place(source, name) for name in hook_points}
+        self.names = tuple(hook_points)
         """The hook points."""
-        self.joint = JOINT.join(places)
+        self.joint = JOINT.join(hook_points)
         """What they are called together."""
-        self._first = next(iter(places.values()))
-        self.path: str | Path = self._first.store.path
-        self.fingerprint = fingerprint([[name, place.store.fingerprint, place.hook_point] for name, place in places.items()])
-        self._rows = _join(places)
-        infos = [place.store.hook_points[place.hook_point] for place in places.values()]
+        self._first = self._places[self.names[0]]
+        self.path, self.fingerprint, self.identity = source.path, source.fingerprint, source.identity
+        self._rows = _join(self._places)
+        infos = [place.store.hook_points[place.hook_point] for place in self._places.values()]
         self.widths = tuple(info.width for info in infos)
         """Of the hook points."""
         self.hook_points: Mapping[str, HookPointInfo] = self._describe(infos)
@@ -134,6 +133,25 @@ class AlignedStore:
         if hook_point not in self.hook_points:
             raise StoreError(f"{self.path}: no hook point {hook_point!r} side by side; there are {', '.join(self.hook_points)}")
         return self.hook_points[hook_point]
+
+
+def _find_place(source: Store | Mixture, name: str) -> Place:
+    """The hook point of a name, which in several stores ends with the number of its store."""
+    if JOINT in name:
+        raise ConfigError(f"hook_points: {name!r}: a name with {JOINT!r} cannot stand side by side with others")
+    if isinstance(source, Mixture):
+        hook_point, _, number = name.rpartition(OF_STORE)
+        if not hook_point or not number.isdigit() or int(number) >= len(source.stores):
+            last = len(source.stores) - 1
+            raise ConfigError(
+                f"hook_points: {name!r}: say of which store, from 0 to {last}: {name.partition(OF_STORE)[0]}{OF_STORE}0"
+            )
+        store = source.stores[int(number)]
+    else:
+        store, hook_point = source, name
+    if hook_point not in store.hook_points:
+        raise StoreError(f"{store.path}: no hook point {hook_point!r}; the store has {', '.join(store.hook_points)}")
+    return Place(store, hook_point)
 
 
 def _join(places: Mapping[str, Place]) -> list[npt.NDArray[np.int64] | None]:

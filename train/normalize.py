@@ -1,7 +1,7 @@
 """What is done to activations before a dictionary sees them, and how it is undone."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from thresher.config import config
-from thresher.data.store import Store
-from thresher.data.stream import Balance
+from thresher.data.mixing import Balance, weigh
+from thresher.data.readable import Readable
 from thresher.errors import ConfigError, StoreError
 from thresher.train.split import read_side
 
@@ -22,12 +22,13 @@ class NormalizeConfig:
 
     rows: Literal["as_is", "unit"] = "as_is"
     """`unit` divides every row by its norm first; a reconstruction is then a unit-norm row too, lengths are not kept."""
-    center: Literal["none", "joint", "per_hook_point"] = "joint"
-    """Subtract nothing, one mean over all hook points (weighted as the stream's `balance`), or each hook point's own mean.
+    center: Literal["none", "joint", "per_modality", "per_hook_point"] = "joint"
+    """Subtract nothing, one mean over all hook points (weighted as the stream weighs them), or a mean of each modality's or
+    each hook point's own.
 
     The own means take most of the gap between modalities away before a dictionary can show it."""
     scale: Literal["none", "one", "sqrt_d_in"] = "sqrt_d_in"
-    """Scale to this root-mean-square norm: one scale for all hook points, with `per_hook_point` centres each its own."""
+    """Scale to this root-mean-square norm: one scale for all hook points, or one for each that has a centre of its own."""
     statistics_rows: int = 1 << 20
     """Training rows per hook point that means and norms are taken from, spread evenly over the store."""
 
@@ -45,22 +46,41 @@ class Normalizer(NamedTuple):
     """What is subtracted."""
     scale: Float[Tensor, "hook_point"]
     """What the centred rows are multiplied by."""
+    widths: tuple[int, ...] = ()
+    """Of hook points whose rows stand side by side, each with its own map (and norm); `mean` is then filled up with zeros,
+    and there is one `group`, 0. Empty where each row is of one hook point."""
 
     def normalize(self, x: Float[Tensor, "row d_in"], group: int | Int[Tensor, "row"]) -> Float[Tensor, "row d_in"]:
         """Raw activations as the dictionary sees them; `group` is the index of the hook point, of all rows or of each."""
+        if self.widths:
+            return torch.cat([each.normalize(part, 0) for each, part in self._divide(x)], dim=1)
         return (self.target(x) - self.mean[group]) * self.scale[group, None]
 
     def invert(self, x: Float[Tensor, "row d_in"], group: int | Int[Tensor, "row"]) -> Float[Tensor, "row d_in"]:
         """The activations (unit-norm ones if `is_unit`) that `normalize` turns into `x`."""
+        if self.widths:
+            return torch.cat([each.invert(part, 0) for each, part in self._divide(x)], dim=1)
         return x / self.scale[group, None] + self.mean[group]
 
     def target(self, x: Float[Tensor, "row d_in"]) -> Float[Tensor, "row d_in"]:
         """What a reconstruction is compared with: the rows themselves, or at unit norm if `is_unit`."""
+        if self.widths:
+            return torch.cat([each.target(part) for each, part in self._divide(x)], dim=1)
         return functional.normalize(x, dim=1) if self.is_unit else x
+
+    def select(self, blocks: Sequence[int]) -> "Normalizer":
+        """That of some of the hook points side by side."""
+        index = list(blocks)
+        return self._replace(mean=self.mean[index], scale=self.scale[index], widths=tuple(self.widths[i] for i in index))
 
     def to(self, device: torch.device) -> "Normalizer":
         """The same on another device."""
-        return Normalizer(self.is_unit, self.mean.to(device), self.scale.to(device))
+        return self._replace(mean=self.mean.to(device), scale=self.scale.to(device))
+
+    def _divide(self, x: Tensor) -> Iterator[tuple["Normalizer", Tensor]]:
+        """Each hook point's own normaliser and columns."""
+        for index, (width, part) in enumerate(zip(self.widths, x.split(list(self.widths), dim=1), strict=True)):
+            yield Normalizer(self.is_unit, self.mean[index : index + 1, :width], self.scale[index : index + 1]), part
 
 
 class _Moments(NamedTuple):
@@ -73,24 +93,33 @@ class _Moments(NamedTuple):
 
 
 def measure(
-    store: Store, hook_points: Sequence[str], settings: NormalizeConfig, *, holdout: float, seed: int, balance: Balance
+    store: Readable,
+    hook_points: Sequence[str],
+    settings: NormalizeConfig,
+    *,
+    holdout: float,
+    seed: int,
+    balance: Balance,
+    weights: Mapping[str, float] | None = None,
 ) -> Normalizer:
     """Fit a normaliser to training rows only: one pass over at most `statistics_rows` of each hook point.
 
-    The store's own moments are not used, because they include the held-out rows and rows that are not at unit norm.
-    Raises StoreError when a hook point has no training rows, rows that are not finite, or rows that are all equal.
+    The store's own moments are not used, because they include the held-out rows and rows that are not at unit norm. Of
+    several stores each counts by its rows within a hook point. Raises StoreError when a hook point has no training rows,
+    rows that are not finite, or rows that are all equal.
     """
     moments = [_measure(store, name, settings, holdout, seed) for name in hook_points]
-    total = sum(each.n_rows for each in moments)
-    weights = [1 / len(moments) if balance == "equal" else each.n_rows / total for each in moments]
-    joint = torch.stack([weight * each.mean for weight, each in zip(weights, moments, strict=True)]).sum(0)
-    zero = torch.zeros_like(joint)
-    means = [{"none": zero, "joint": joint, "per_hook_point": each.mean}[settings.center] for each in moments]
+    rows = {name: each.n_rows for name, each in zip(hook_points, moments, strict=True)}
+    shares = [float(weight) for weight in weigh(rows, balance, weights or {})]
+    modalities = [store.hook_points[name].modality for name in hook_points]
+    groups = {"per_hook_point": list(hook_points), "per_modality": modalities}.get(settings.center, ["all"] * len(hook_points))
+    means = _average([each.mean for each in moments], shares, groups)
+    if settings.center == "none":
+        means = [torch.zeros_like(mean) for mean in means]
     # E|x - m|^2 = E|x|^2 - 2 <m, E x> + |m|^2
     squares = [each.square - 2 * mean @ each.mean + mean @ mean for each, mean in zip(moments, means, strict=True)]
-    if settings.center != "per_hook_point":
-        squares = [torch.stack([weight * square for weight, square in zip(weights, squares, strict=True)]).sum()] * len(means)
-    wanted = {"none": None, "one": 1.0, "sqrt_d_in": float(joint.shape[0]) ** 0.5}[settings.scale]
+    squares = _average(squares, shares, groups)
+    wanted = {"none": None, "one": 1.0, "sqrt_d_in": float(means[0].shape[0]) ** 0.5}[settings.scale]
     for name, square in zip(hook_points, squares, strict=True):
         if wanted is not None and not square > 0:
             raise StoreError(f"{store.path}: {name}: all its training rows are equal: they cannot be scaled; use scale: none")
@@ -99,7 +128,17 @@ def measure(
     return Normalizer(settings.rows == "unit", torch.stack(means).float(), scale.float())
 
 
-def _measure(store: Store, hook_point: str, settings: NormalizeConfig, holdout: float, seed: int) -> _Moments:
+def _average(values: Sequence[Tensor], shares: Sequence[float], groups: Sequence[str]) -> list[Tensor]:
+    """For each value the weighted mean of those of its group."""
+    means: dict[str, Tensor] = {}
+    for name in dict.fromkeys(groups):
+        members = [index for index, group in enumerate(groups) if group == name]
+        total = sum(shares[index] for index in members)
+        means[name] = torch.stack([shares[index] / total * values[index] for index in members]).sum(0)
+    return [means[group] for group in groups]
+
+
+def _measure(store: Readable, hook_point: str, settings: NormalizeConfig, holdout: float, seed: int) -> _Moments:
     total = torch.zeros(store.hook_points[hook_point].width, dtype=torch.float64)
     n_rows, square = 0, 0.0
     rows = read_side(store, hook_point, "training", holdout=holdout, seed=seed, at_most=settings.statistics_rows)

@@ -8,14 +8,14 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor
 
-from thresher.data.store import Store
+from thresher.data.readable import Readable
 from thresher.data.stream import held_out
 
 READ_ROWS = 1 << 16
 
 
 def read_side(
-    store: Store,
+    store: Readable,
     hook_point: str,
     side: Literal["training", "held_out"],
     *,
