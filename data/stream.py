@@ -121,12 +121,16 @@ class ActivationStream:
         device: torch.device,
         weights: Mapping[str, float] | None = None,
         store_weights: Sequence[float] | None = None,
+        share: tuple[int, int] = (0, 1),
     ) -> None:
+        """`share` = (i, n) hands out only the i-th of n stretches of the rows of each batch."""
         weights = dict(weights or {})
         StreamConfig(batch_size=batch_size, holdout=holdout, pool_rows=pool_rows, weights=weights)
         self.d_in = find_width(store, hook_points)
         self.hook_points = tuple(hook_points)
         self._batch_size, self._device = batch_size, device
+        place, n_shares = share
+        self._own = slice(batch_size * place // n_shares, batch_size * (place + 1) // n_shares)
         self._settings: dict[str, Any] = {
             "store": store.fingerprint,
             "hook_points": list(hook_points),
@@ -256,15 +260,18 @@ class ActivationStream:
             ready.put(error)
 
     def _batches(self, position: _Position) -> Generator[_Made, None, None]:
-        memory = ReusedMemory((self._batch_size, self.d_in), self._device)
+        first, stop = self._own.start, self._own.stop
+        memory = ReusedMemory((stop - first, self.d_in), self._device)
         while True:
             counts, credit = share_out(self._batch_size, self._weights, position.credit)
             x = memory.take()
-            start = 0
+            start = -first
             for source, taken, count in zip(self._sources, position.taken, counts, strict=True):
-                source.take_into(taken, x[start : start + count])
+                low, high = max(start, 0), min(start + count, stop - first)
+                if low < high:
+                    source.take_into(taken + low - start, x[low:high])
                 start += count
-            group = torch.repeat_interleave(torch.tensor(self._groups), torch.tensor(counts)).to(self._device)
+            group = torch.repeat_interleave(torch.tensor(self._groups), torch.tensor(counts))[self._own].to(self._device)
             taken = tuple(taken + count for taken, count in zip(position.taken, counts, strict=True))
             position = _Position(taken, tuple(credit))
             event = None
