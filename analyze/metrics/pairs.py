@@ -4,9 +4,11 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
+from scipy.sparse import csr_array
 
 from thresher.analyze.statistics.gram import GramRows
 from thresher.analyze.statistics.paired import Grouped, Marginals
+from thresher.analyze.statistics.rows import iterate_blocks, shape_of
 
 
 def coactivation(products: Float[np.ndarray, "*#any"], n_pairs: float) -> Float[np.ndarray, "*#any"]:
@@ -103,6 +105,19 @@ class Dominance(NamedTuple):
     """Sum of |z^image| / (|z^image| + |z^text|)."""
     pairs: Int[np.ndarray, " feature"]
     """Pairs with a firing on either side."""
+
+
+def sum_dominance(image: csr_array, text: csr_array) -> Dominance:
+    """Sums over the rows of two matrices [pair, feature]: row n of both is one pair."""
+    n, n_features = shape_of(image)
+    ratio, pairs = np.zeros(n_features), np.zeros(n_features, np.int64)
+    for rows in iterate_blocks(n):
+        one, other = abs(image[rows]), abs(text[rows])
+        either = csr_array(one + other)
+        inverse = csr_array((np.reciprocal(either.data), either.indices, either.indptr), shape=either.shape)
+        ratio += np.asarray(one.multiply(inverse).sum(axis=0))
+        pairs += np.bincount(either.indices, minlength=n_features)
+    return Dominance(ratio, pairs)
 
 
 def score_dominance(sums: Dominance) -> Float[np.ndarray, " feature"]:
