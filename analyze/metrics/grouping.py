@@ -35,3 +35,8 @@ def max_rows(matrix: csr_array, group: Int[np.ndarray, " row"], n_groups: int) -
 def count_columns(matrix: csr_array) -> int:
     """The width of a sparse matrix."""
     return cast(tuple[int, int], matrix.shape)[1]
+
+
+def count_rows(matrix: csr_array) -> int:
+    """The height of a sparse matrix."""
+    return cast(tuple[int, int], matrix.shape)[0]

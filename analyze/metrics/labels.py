@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy.sparse import csr_array
 
-from thresher.analyze.metrics.grouping import count_columns
+from thresher.analyze.metrics.grouping import count_columns, count_rows
 from thresher.analyze.metrics.needs import divide, need_equal, need_items, normalize_rows
 
 
@@ -29,7 +29,7 @@ def detect_labels(codes: csr_array, labels: Bool[np.ndarray, "item label"]) -> D
     The sign counts: an item of a negative code comes after those of 0. Every distinct value of a feature is a threshold, the
     zeros are one block. Costs O(nnz * label) plus the sorting. Raises AnalysisError: codes and labels of different items.
     """
-    need_equal("label tests", "items of codes and labels", codes.shape[0], len(labels))
+    need_equal("label tests", "items of codes and labels", count_rows(codes), len(labels))
     need_items("label tests", len(labels), 2, "items")
     columns = codes.tocsc()
     columns.eliminate_zeros()
@@ -56,7 +56,7 @@ class Purity(NamedTuple):
 
 def measure_purity(codes: csr_array, label: Int[np.ndarray, " item"], n_classes: int) -> Purity:
     """Class purity of firing (z != 0) when each item has one class. Raises AnalysisError: codes and labels differ in items."""
-    need_equal("class purity", "items of codes and labels", codes.shape[0], len(label))
+    need_equal("class purity", "items of codes and labels", count_rows(codes), len(label))
     fired = codes.copy()
     fired.data = (codes.data != 0).astype(np.float64)
     one_hot = csr_array((np.ones(len(label)), (np.arange(len(label)), label)), shape=(len(label), n_classes))

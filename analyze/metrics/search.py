@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float
 from scipy.sparse import csr_array, diags_array
 
 from thresher.analyze.metrics.codes import count_active
-from thresher.analyze.metrics.grouping import count_columns
+from thresher.analyze.metrics.grouping import count_columns, count_rows
 from thresher.analyze.metrics.needs import divide, need_equal, need_items, need_non_negative
 
 
@@ -23,9 +23,9 @@ def keep_largest(codes: csr_array, k: int) -> csr_array:
     """The `k` largest codes of each row; of equal ones those of the smaller feature. CL-SR keeps 24 or 65 per passage."""
     need_items("an index", k, 1, "codes per row")
     entries = codes.tocoo()
-    order = np.lexsort((entries.col, -entries.data, entries.row))
+    order = np.lexsort((entries.col, np.negative(entries.data), entries.row))
     row, column, value = entries.row[order], entries.col[order], entries.data[order]
-    lengths = np.bincount(row, minlength=codes.shape[0])
+    lengths = np.bincount(row, minlength=count_rows(codes))
     place = np.arange(len(row)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     kept = place < k
     return csr_array((value[kept], (row[kept], column[kept])), shape=codes.shape)
@@ -33,7 +33,7 @@ def keep_largest(codes: csr_array, k: int) -> csr_array:
 
 def weigh_rarity(documents: csr_array) -> Float[np.ndarray, " feature"]:
     """log((N - n + 0.5) / (n + 0.5)), clipped at 0: features in more than half of the documents would count against a match."""
-    n, fires = documents.shape[0], np.bincount(documents.indices, minlength=count_columns(documents))
+    n, fires = count_rows(documents), np.bincount(documents.indices, minlength=count_columns(documents))
     return np.maximum(np.log((n - fires + 0.5) / (fires + 0.5)), 0.0)
 
 
@@ -73,7 +73,7 @@ def expand(queries: csr_array, bridge: csr_array) -> csr_array:
 
     What retrieval gains by it is what unimodal features that work together carry.
     """
-    need_equal("bridge expansion", "features of queries and bridge", count_columns(queries), bridge.shape[0])
+    need_equal("bridge expansion", "features of queries and bridge", count_columns(queries), count_rows(bridge))
     return csr_array(queries + queries @ bridge)
 
 
@@ -134,7 +134,7 @@ def measure_index(queries: csr_array, documents: csr_array) -> IndexCost:
 
 def _check(queries: csr_array, documents: csr_array) -> None:
     need_equal("retrieval by codes", "features of queries and documents", count_columns(queries), count_columns(documents))
-    need_items("retrieval by codes", documents.shape[0], 1, "documents")
+    need_items("retrieval by codes", count_rows(documents), 1, "documents")
 
 
 def _unit(codes: csr_array) -> csr_array:

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy.sparse import csr_array
 
+from thresher.analyze.metrics.grouping import count_rows
 from thresher.analyze.metrics.needs import divide, need_equal, need_items, normalize_rows
 
 
@@ -44,7 +45,7 @@ def sum_semantics(codes: csr_array, embeddings: Float[np.ndarray, "row d_ext"]) 
     Negative codes count by their size. Rows that copy each other (five captions of an image) raise every score:
     give one row per record. Raises AnalysisError: codes and embeddings of different rows.
     """
-    need_equal("MonoSemanticity", "rows of codes and embeddings", codes.shape[0], len(embeddings))
+    need_equal("MonoSemanticity", "rows of codes and embeddings", count_rows(codes), len(embeddings))
     size = abs(codes)
     return SemanticSums(
         weighted=size.T.tocsr() @ embeddings,
@@ -57,7 +58,13 @@ def sum_semantics(codes: csr_array, embeddings: Float[np.ndarray, "row d_ext"]) 
 
 def add_semantics(first: SemanticSums, second: SemanticSums) -> SemanticSums:
     """Sums of two chunks together."""
-    return SemanticSums(*(a + b for a, b in zip(first, second, strict=True)))
+    return SemanticSums(
+        weighted=first.weighted + second.weighted,
+        powers=first.powers + second.powers,
+        embedding=first.embedding + second.embedding,
+        gram=first.gram + second.gram,
+        n_rows=first.n_rows + second.n_rows,
+    )
 
 
 class Meaning(NamedTuple):
@@ -101,7 +108,7 @@ def sum_pairs(
     text_embeddings: Float[np.ndarray, "pair d_ext"],
 ) -> Float[np.ndarray, "2 feature"]:
     """What matched pairs add, per feature: sum_n a_n b_n cos(e_n, f_n) and sum_n a_n b_n. Row n of all four is one pair."""
-    need_equal("MultiModal Similarity", "image and text rows of the pairs", image.shape[0], text.shape[0])
+    need_equal("MultiModal Similarity", "image and text rows of the pairs", count_rows(image), count_rows(text))
     both = abs(image).multiply(abs(text)).tocsr()
     cosine = (image_embeddings * text_embeddings).sum(axis=1)
     return np.stack([both.T @ cosine, np.asarray(both.sum(axis=0), dtype=np.float64)])

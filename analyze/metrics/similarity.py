@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy.sparse import csr_array
 
+from thresher.analyze.metrics.grouping import count_rows
 from thresher.analyze.metrics.needs import divide, need_equal, need_items, normalize_rows
 
 ROWS_AT_ONCE = 1024
@@ -24,18 +25,27 @@ class CrossSums(NamedTuple):
 
 def sum_cross(x: Float[np.ndarray, "item d_x"] | csr_array, y: Float[np.ndarray, "item d_y"] | csr_array) -> CrossSums:
     """Sums of one chunk; row n of both is the same item. Sparse codes stay sparse until the [d_x, d_y] products."""
-    need_equal("CKA", "items", x.shape[0], y.shape[0])
+    need_equal("CKA", "items", _height(x), _height(y))
     return CrossSums(
-        *(_multiply(a, b) for a, b in ((x, x), (y, y), (x, y))),
-        np.asarray(x.sum(axis=0), dtype=np.float64),
-        np.asarray(y.sum(axis=0), dtype=np.float64),
-        float(x.shape[0]),
+        xx=_multiply(x, x),
+        yy=_multiply(y, y),
+        xy=_multiply(x, y),
+        x=np.asarray(x.sum(axis=0), dtype=np.float64),
+        y=np.asarray(y.sum(axis=0), dtype=np.float64),
+        n=float(_height(x)),
     )
 
 
 def add_cross(first: CrossSums, second: CrossSums) -> CrossSums:
     """Sums of two chunks together."""
-    return CrossSums(*(a + b for a, b in zip(first, second, strict=True)))
+    return CrossSums(
+        xx=first.xx + second.xx,
+        yy=first.yy + second.yy,
+        xy=first.xy + second.xy,
+        x=first.x + second.x,
+        y=first.y + second.y,
+        n=first.n + second.n,
+    )
 
 
 def measure_cka(sums: CrossSums) -> float:
@@ -114,6 +124,10 @@ def measure_svcca(x: Float[np.ndarray, "item d_x"], y: Float[np.ndarray, "item d
 def _multiply(a: np.ndarray | csr_array, b: np.ndarray | csr_array) -> np.ndarray:
     product = a.T @ b
     return np.asarray(product if isinstance(product, np.ndarray) else product.toarray(), dtype=np.float64)
+
+
+def _height(x: np.ndarray | csr_array) -> int:
+    return len(x) if isinstance(x, np.ndarray) else count_rows(x)
 
 
 def _hsic(k: np.ndarray, kernel: np.ndarray) -> float:

@@ -109,7 +109,7 @@ def count_effective(weights: Float[np.ndarray, " value"]) -> float:
 
 def _judge(fitted: Sequence[np.ndarray], judged: Sequence[np.ndarray]) -> float:
     means = [side.mean(axis=0) for side in fitted]
-    within = sum(np.atleast_2d(np.cov(side.T, bias=True)) for side in fitted)
+    within = np.atleast_2d(np.cov(fitted[0].T, bias=True) + np.cov(fitted[1].T, bias=True))
     penalty = max(1e-3 * float(np.trace(within)) / len(within), np.finfo(np.float64).tiny)
     direction = np.linalg.solve(within + penalty * np.eye(len(within)), means[0] - means[1])
     threshold = direction @ (means[0] + means[1]) / 2

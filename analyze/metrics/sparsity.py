@@ -7,7 +7,7 @@ from jaxtyping import Float
 from scipy.sparse import csr_array
 
 from thresher.analyze.metrics.codes import count_active
-from thresher.analyze.metrics.grouping import count_columns
+from thresher.analyze.metrics.grouping import count_columns, count_rows
 from thresher.analyze.metrics.needs import divide, need_items
 
 
@@ -49,7 +49,7 @@ class FeatureSparsity(NamedTuple):
 
 def measure_features(codes: csr_array) -> FeatureSparsity:
     """Entropy and Gini coefficient of |z| over rows. Raises AnalysisError: fewer than 2 rows."""
-    n_rows, n_features = codes.shape[0], count_columns(codes)
+    n_rows, n_features = count_rows(codes), count_columns(codes)
     need_items("entropy over rows", n_rows, 2, "rows")
     entries = abs(codes).tocoo()
     order = np.lexsort((entries.data, entries.col))

@@ -22,10 +22,10 @@ def draw(seed: int, rows: int = 40, features: int = 4) -> np.ndarray:
     return z * (generator.random((rows, features)) < 0.6)
 
 
-@laws
+@settings(laws, max_examples=3)
 @given(seeds)
 def test_detection_equals_scikit_learn_at_every_threshold(seed: int) -> None:
-    z, y = draw(seed), np.random.default_rng(seed + 1).random((40, 2)) < 0.4
+    z, y = draw(seed, features=2), np.random.default_rng(seed + 1).random((40, 2)) < 0.4
     y[:2] = [[True, False], [False, True]]
     found = detect_labels(csr_array(z), y)
     for feature, values in enumerate(z.T):
