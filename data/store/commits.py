@@ -1,15 +1,14 @@
 """Commit records: the only thing that decides which rows of an unfinished store exist."""
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from thresher.data.store.header import pick
 from thresher.data.store.layout import commit_path, redo_path
+from thresher.data.store.seal import seal, unseal
 from thresher.data.store.storage import Storage, StoredFile, write_file
 from thresher.errors import StoreError
-from thresher.runs import canonical_json
 
 
 class Cursor(NamedTuple):
@@ -55,6 +54,11 @@ def write_redo(storage: Storage, space: str, commit: Commit) -> None:
     write_file(storage, redo_path(space, commit.block), [_dump(commit)])
 
 
+def forget_block(storage: Storage, space: str, block: int) -> None:
+    """Note that a block is to be made again of which nothing is known."""
+    write_redo(storage, space, Commit(block, 0, UNKNOWN, {}, START, final=False, idle=()))
+
+
 def describe_file(stored: StoredFile) -> dict[str, Any]:
     """A file as records tell of it."""
     return {name: value for name, value in stored._asdict().items() if value != ""}
@@ -73,7 +77,7 @@ def find_redo(storage: Storage, space: str) -> dict[int, str]:
 def read_commit(storage: Storage, path: str) -> Commit:
     """Read one record. Raises StoreError when it is damaged."""
     try:
-        record: dict[str, Any] = json.loads(storage.read(path))
+        record = unseal(storage.read(path), Commit._fields)
         files = {name: StoredFile(**pick({"chunks": ""} | file, StoredFile._fields)) for name, file in record["files"].items()}
         known = {"files": files, "cursor": Cursor(**pick(record["cursor"], Cursor._fields))}
         return Commit(**pick(record | known, Commit._fields))
@@ -85,7 +89,7 @@ def read_commit(storage: Storage, path: str) -> Commit:
 
 def _dump(commit: Commit) -> bytes:
     files = {path: describe_file(stored) for path, stored in commit.files.items()}
-    return canonical_json(commit._asdict() | {"files": files, "cursor": commit.cursor._asdict()})
+    return seal(commit._asdict() | {"files": files, "cursor": commit.cursor._asdict()})
 
 
 def _find(storage: Storage, space: str, pattern: str) -> dict[int, str]:

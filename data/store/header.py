@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from thresher.data.records import Concept
 from thresher.data.store.layout import FORMAT, RUN, VERSION, Layout
 from thresher.data.store.schema import HookPointSpec
+from thresher.data.store.seal import seal, unseal
 from thresher.data.store.storage import Storage, write_file
 from thresher.errors import StoreError
 from thresher.runs import canonical_json
@@ -32,14 +33,15 @@ def write_header(storage: Storage, header: Header) -> None:
         "concepts": [concept._asdict() for concept in header.concepts],
         "layout": {name: value for name, value in header.layout._asdict().items() if name != "columns" or value},
     }
-    write_file(storage, RUN, [canonical_json(document)])
+    write_file(storage, RUN, [seal(document)])
 
 
 def read_header(storage: Storage) -> Header:
     """Read `run.json`. Raises StoreError: no store, damaged, or of another version of the format."""
     path = storage.locate(RUN)
     try:
-        document: Any = json.loads(storage.read(RUN))
+        content = storage.read(RUN)
+        document: Any = json.loads(content)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise StoreError(
             f"{storage.locate()}: no activation store ({RUN} is missing); give the folder that a harvest has written"
@@ -48,13 +50,14 @@ def read_header(storage: Storage) -> Header:
         raise StoreError(f"{path}: cannot be read ({error}); harvest the store again, into another folder") from error
     check_version(path, document)
     try:
+        unseal(content, ("format", "version", *Header._fields))
         return Header(
             identity=document["identity"],
             hook_points=tuple(HookPointSpec(**pick(spec, HookPointSpec._fields)) for spec in document["hook_points"]),
             concepts=tuple(Concept(**pick(concept, Concept._fields)) for concept in document["concepts"]),
             layout=Layout(**pick({"columns": {}} | document["layout"], Layout._fields)),
         )
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise StoreError(f"{path}: damaged ({error!r}); harvest the store again, into another folder") from error
 
 

@@ -3,8 +3,28 @@
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-from thresher.data.store.commits import START, UNKNOWN, Commit, Cursor, find_records, find_redo, read_commit
-from thresher.data.store.layout import COUNTS, MANIFEST, MOMENTS, TABLES, ZARR, Layout, commit_path, redo_path
+from thresher.data.store.commits import (
+    START,
+    UNKNOWN,
+    Commit,
+    Cursor,
+    find_records,
+    find_redo,
+    forget_block,
+    read_commit,
+)
+from thresher.data.store.layout import (
+    COUNTS,
+    MANIFEST,
+    MOMENTS,
+    TABLES,
+    ZARR,
+    Layout,
+    commit_path,
+    moments_path,
+    redo_path,
+    rows_path,
+)
 from thresher.data.store.storage import Storage, StoredFile
 from thresher.errors import StoreError
 
@@ -117,6 +137,25 @@ def _read_sequence(storage: Storage, space: str) -> Blocks:
     records = {block: read_commit(storage, path) for block, path in find_records(storage, space).items()}
     redo = {block: read_commit(storage, path) for block, path in find_redo(storage, space).items() if block not in records}
     return Blocks(records, redo)
+
+
+def mark_lost(storage: Storage, committed: Committed) -> bool:
+    """Note blocks whose commit record is gone, though what the tables say of idle spaces hides that; whether there are any.
+
+    A space is idle where all its rows are stored. When the record of its last block is missing but the files of the block
+    are there, either it was not committed yet or its record was lost: then its rows must be looked at again.
+    """
+    found = False
+    for space, blocks in committed.sequences.items():
+        block = max(blocks.records, default=-1) + 1
+        cursor = blocks.records[block - 1].cursor if block else START
+        if space == TABLES or block in blocks.redo or committed.idle(space)[:2] <= cursor[:2]:
+            continue
+        files = (moments_path(space, block), f"{rows_path(space)}/item/c/{block}")
+        if any(storage.size(path) is not None for path in files):
+            forget_block(storage, space, block)
+            found = True
+    return found
 
 
 def roll_back(storage: Storage, committed: Committed) -> None:

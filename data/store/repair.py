@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from thresher.data.store import moments
-from thresher.data.store.commits import START, UNKNOWN, Commit, find_records, find_redo, read_commit, write_redo
+from thresher.data.store.commits import Commit, find_records, find_redo, forget_block, read_commit, write_redo
 from thresher.data.store.header import Header, read_header
 from thresher.data.store.layout import MANIFEST, MOMENTS, RUN, TABLES, activations_path, arrays_of, commit_path, moments_path
 from thresher.data.store.manifest import read_manifest
@@ -92,17 +92,13 @@ def _drop_records(storage: Storage, header: Header, expected: Mapping[str, Store
                     continue
             except StoreError:
                 pass
-            _forget_block(storage, space, block)
+            forget_block(storage, space, block)
             storage.delete(path)
             yield f"deleted {storage.locate(path)}: damaged; {space} block {block} is to be made again"
         for block in sorted(_list_blocks(expected, space) - {*find_records(storage, space), *find_redo(storage, space)}):
             # Were it the last record, nothing else would tell that the store had rows behind those that are left.
-            _forget_block(storage, space, block)
+            forget_block(storage, space, block)
             yield f"{storage.locate(commit_path(space, block))}: missing; {space} block {block} is to be made again"
-
-
-def _forget_block(storage: Storage, space: str, block: int) -> None:
-    write_redo(storage, space, Commit(block, 0, UNKNOWN, {}, START, final=False, idle=()))
 
 
 def _list_blocks(files: Mapping[str, StoredFile], space: str) -> set[int]:

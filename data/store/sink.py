@@ -7,7 +7,7 @@ from thresher.data.store.header import Header
 from thresher.data.store.layout import COUNTS, MODALITIES, TABLES, ZARR, arrays_of, layer_path, redo_path, rows_path
 from thresher.data.store.manifest import write_manifest
 from thresher.data.store.plan import Share, plan_commits, share_out
-from thresher.data.store.recovery import Committed, read_committed, roll_back
+from thresher.data.store.recovery import Committed, mark_lost, read_committed, roll_back
 from thresher.data.store.schema import Batch
 from thresher.data.store.space import SpaceWriter, check_redo, update
 from thresher.data.store.storage import Storage
@@ -26,6 +26,8 @@ class Sink:
         self._is_alone = share is None
         committed = read_committed(storage, header.layout)
         if share is None:
+            if mark_lost(storage, committed):
+                committed = read_committed(storage, header.layout)
             roll_back(storage, committed)
         else:
             committed = share_out(plan_commits(header.layout, share.counts), committed, share)

@@ -162,8 +162,37 @@ def test_a_sound_store_is_left_alone(store, finished):
 def test_a_damaged_run_json_cannot_be_repaired(store):
     content = (store / "run.json").read_bytes()
     (store / "run.json").write_bytes(content.replace(b'"up"', b'"uq"'))
-    with pytest.raises(StoreError, match=r"run\.json: crc32c .* harvest it again"):
+    with pytest.raises(StoreError, match=r"run\.json: damaged .* harvest the store again"):
         repair_store(store)
+
+
+@pytest.mark.parametrize("name", ["run.json", "commits/text.tokens/00000003.json", "commits/items/00000001.json"])
+def test_any_flipped_bit_of_what_tells_what_exists_is_found_without_a_manifest(store, name):
+    (store / "manifest.json").unlink()
+    content, chance = (store / name).read_bytes(), np.random.default_rng(7)
+    for place in [content.index(b'"seal"') + 3, *chance.integers(len(content), size=100)]:
+        changed = bytearray(content)
+        changed[place] ^= 1 << chance.integers(8)
+        (store / name).write_bytes(changed)
+        assert any(str(store / name) in finding for finding in verify_store(store, level="sizes")), (place, chr(changed[place]))
+
+
+@pytest.mark.parametrize("space", ["text.items", "image.tokens"])
+def test_a_lost_last_record_is_noticed_when_the_tables_say_that_nothing_was_waiting(store, space):
+    def open_one_block(path: Path) -> StoreWriter:
+        return StoreWriter(path, IDENTITY, HOOK_POINTS, CONCEPTS, items_per_shard=100)
+
+    for path in (whole := store.with_name("whole"), other := store.with_name("other")):
+        with open_one_block(path) as writer:
+            write_store(writer, 5)
+    (other / "manifest.json").unlink()
+    (other / "commits" / space / "00000000.json").unlink()
+    with open_one_block(other):  # a harvest that ends before it has written anything
+        pass
+    with open_one_block(other) as writer:
+        assert writer.missing(5) == list(range(5))
+        write_store(writer, 5)
+    assert tree(other) == tree(whole)
 
 
 def test_verify_names_the_chunk(tmp_path):
