@@ -16,6 +16,7 @@ from torch import Tensor
 from thresher.analyze.splice import from_position
 from thresher.errors import CheckpointError
 from thresher.train.arch import (
+    AbsTopK,
     Architecture,
     BatchTopK,
     JumpRelu,
@@ -111,7 +112,7 @@ def load_saelens(folder: Path) -> torch.nn.Module:
 
 @pytest.mark.interop
 @pytest.mark.parametrize("hook_point", [IMAGE, TEXT])
-@pytest.mark.parametrize("settings", [MP, *LINEAR], ids=name_kind)
+@pytest.mark.parametrize("settings", [MP, *LINEAR, AbsTopK(d_sae=D_SAE, k=5)], ids=name_kind)
 def test_saelens_gives_our_codes_on_raw_rows(settings: Architecture, hook_point: str, export: Export, need: Need) -> None:
     need("saelens")
     trained = make_trained(settings)
@@ -277,6 +278,8 @@ SAELENS: tuple[tuple[str, str, float, dict[str, object]], ...] = (
     ("jumprelu", "JumpReLU", 0.5, {"apply_b_dec_to_input": False}),
     ("topk", "TopK", 0.7, {"k": 5, "rescale_acts_by_decoder_norm": False}),
     ("topk", "TopK", 0.7, {"k": 5, "rescale_acts_by_decoder_norm": True}),
+    ("abstopk", "AbsTopK", 0.7, {"k": 5, "rescale_acts_by_decoder_norm": False}),
+    ("abstopk", "AbsTopK", 1.3, {"k": 5, "rescale_acts_by_decoder_norm": True}),
     (
         "matching_pursuit",
         "MatchingPursuit",

@@ -4,6 +4,7 @@ import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -16,17 +17,30 @@ from thresher.cli import app
 from thresher.errors import CheckpointError, ConfigError
 from thresher.hub import MIRROR
 from thresher.train.arch import (
+    ICA,
+    KSVD,
+    NMF,
+    PCA,
+    AbsTopK,
     Architecture,
     BatchTopK,
+    BatchTopKCrosscoder,
+    Crosscoder,
+    DistanceWeighted,
     Gated,
     JumpRelu,
+    KMeans,
     MatchingPursuit,
     Matryoshka,
     NestedTopK,
+    OnlineDictionary,
     OrthogonalPursuit,
     PAnneal,
     Relu,
+    SemiNMF,
+    Spade,
     TopK,
+    Transcoder,
     build,
 )
 from thresher.train.checkpoint import TrainedSAE, save_sae
@@ -41,6 +55,7 @@ IMAGE, TEXT = "vision.embed", "text.embed"
 MP = MatchingPursuit(d_sae=D_SAE, k=3)
 RELU, TOPK, JUMP = Relu(d_sae=D_SAE), TopK(d_sae=D_SAE, k=3), JumpRelu(d_sae=D_SAE, threshold=0.5)
 GATED, ANNEALED, MSAE = Gated(d_sae=D_SAE), PAnneal(d_sae=D_SAE), NestedTopK(d_sae=D_SAE, k=3)
+ABS, COMPONENTS, LEARNED = AbsTopK(d_sae=D_SAE, k=3), PCA(d_sae=D_IN, k=3), KSVD(d_sae=D_SAE, k=3)
 BATCH, NESTED = BatchTopK(d_sae=D_SAE, k=3.0), Matryoshka(d_sae=D_SAE, k=3.0, prefixes=2)
 ROUND_TRIPS: tuple[tuple[Format, Architecture, bool], ...] = (
     *(("saelens", settings, False) for settings in (MP, RELU, TOPK, BATCH, NESTED, JUMP)),
@@ -51,6 +66,8 @@ ROUND_TRIPS: tuple[tuple[Format, Architecture, bool], ...] = (
     *(("overcomplete", settings, True) for settings in (RELU, TOPK, BATCH, JUMP)),
     *(("saebench", settings, False) for settings in (MP, RELU, TOPK, BATCH, NESTED, JUMP)),
     ("saebench", OrthogonalPursuit(d_sae=D_SAE, k=3, residual_tol=0.1), True),
+    *(("saelens", settings, False) for settings in (ABS, COMPONENTS)),
+    *(("saebench", settings, True) for settings in (ABS, COMPONENTS, LEARNED, OnlineDictionary(d_sae=D_SAE, k=3))),
 )
 
 
@@ -74,7 +91,7 @@ def draw(trained: TrainedSAE, n: int = 65) -> Tensor:
 
 
 def encode(trained: TrainedSAE, x: Tensor) -> Tensor:
-    return densify(trained.encode(x, TEXT), D_SAE).detach()
+    return densify(trained.encode(x, TEXT), trained.sae.d_sae).detach()
 
 
 @pytest.mark.parametrize("rows", ["as_is", "unit"])
@@ -111,7 +128,34 @@ REFUSED: tuple[tuple[Format, Architecture, str, bool], ...] = (
     ("overcomplete", MP, "sign=relu", True),
     ("overcomplete", OrthogonalPursuit(d_sae=D_SAE, k=3), "non-negative", False),
     ("saebench", dataclasses.replace(MP, sign="abs"), "negative coefficients", True),
+    ("saebench", ABS, "negative coefficients", True),
+    ("saelens", LEARNED, "least-squares", True),
+    ("dictionary-learning", ABS, "no negative codes", False),
+    ("sparsify", ABS, "TopK encoders only", False),
+    ("overcomplete", ABS, "non-negative", False),
 )
+WITHOUT_COUNTERPART: tuple[tuple[Architecture, str], ...] = (
+    (Spade(d_sae=D_SAE), "sparsemax"),
+    (DistanceWeighted(d_sae=D_SAE, unrolled=2), "iterations over all atoms"),
+    (KMeans(d_sae=D_SAE), "centroids"),
+    (ICA(d_sae=D_IN, k=3), "fitted to the chosen components"),
+    (NMF(d_sae=D_SAE, k=3), "iterations over all atoms"),
+    (SemiNMF(d_sae=D_SAE, k=3), "iterations over all atoms"),
+    (Crosscoder(d_sae=D_SAE, widths=(3, 5)), "several hook points at once"),
+    (BatchTopKCrosscoder(d_sae=D_SAE, k=3.0, widths=(3, 5)), "several hook points at once"),
+    (Transcoder(d_sae=D_SAE, k=3, widths=(8, 8)), "reconstructs another"),
+)
+
+
+@pytest.mark.parametrize(("settings", "message"), WITHOUT_COUNTERPART, ids=lambda value: getattr(value, "kind", ""))
+def test_what_no_library_has_a_place_for_is_refused_even_when_losses_are_allowed(
+    settings: Architecture, message: str, tmp_path: Path
+) -> None:
+    trained = make_trained(settings)
+    for to in get_args(Format):
+        with pytest.raises(CheckpointError, match=f"{settings.kind}: .*{message}"):
+            export_sae(trained, tmp_path / to, to, hook_point=TEXT, hook_name="text.3", lossy=True)
+        assert not (tmp_path / to).exists()
 
 
 @pytest.mark.parametrize(("to", "settings", "message", "comes_near"), REFUSED)

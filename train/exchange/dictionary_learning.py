@@ -33,10 +33,11 @@ KINDS: Mapping[str, Kind] = {**{name: kind for kind, name in CLASSES.items()}, "
 
 
 def find_losses(plain: Plain) -> list[str]:
-    """What the format cannot say. Raises CheckpointError for pursuits: it has no class that does the like."""
+    """What the format cannot say. Raises CheckpointError for pursuits and signed codes: it has no class that does the like."""
     if plain.kind not in CLASSES:
+        missing = "no negative codes" if plain.kind == "abs_topk" else "no pursuit"
         raise CheckpointError(
-            f"{plain.kind}: dictionary_learning has no pursuit, and no class of it gives codes that come near; export to "
+            f"{plain.kind}: dictionary_learning has {missing}, and no class of it gives codes that come near; export to "
             "saelens or saebench"
         )
     lost = ["rows are not brought to unit norm there: give it rows divided by their norms"] if plain.is_unit else []

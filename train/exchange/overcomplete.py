@@ -38,9 +38,10 @@ KINDS: Mapping[str, Kind] = {"MpSAE": "mp", "SAE": "relu", "TopKSAE": "topk", "J
 
 
 def find_losses(plain: Plain) -> list[str]:
-    """What the library cannot say. Raises CheckpointError for OMP: its own solves for non-negative coefficients."""
+    """What the library cannot say. Raises CheckpointError for OMP and signed codes: it has non-negative coefficients only."""
     if plain.kind not in CLASSES:
-        raise CheckpointError(f"{plain.kind}: overcomplete's OMPSAE fits non-negative coefficients, which gives other codes")
+        its_own = "OMPSAE fits" if plain.kind == "omp" else "TopKSAE keeps"
+        raise CheckpointError(f"{plain.kind}: overcomplete's {its_own} non-negative coefficients, which gives other codes")
     lost = ["rows are not brought to unit norm there: give it rows divided by their norms"] if plain.is_unit else []
     if bool(plain.bias.any()):
         lost.append(

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from thresher.config import to_dict
 from thresher.errors import CheckpointError
-from thresher.train.arch import Architecture, JumpRelu, MatchingPursuit, OrthogonalPursuit, Relu, TopK, build
+from thresher.train.arch import AbsTopK, Architecture, JumpRelu, MatchingPursuit, OrthogonalPursuit, Relu, TopK, build
 from thresher.train.checkpoint import TrainedSAE
 from thresher.train.config import TrainConfig
 from thresher.train.kernels import Sign
 from thresher.train.normalize import NormalizeConfig, Normalizer
 
-Kind = Literal["mp", "omp", "relu", "topk", "batch_topk", "jumprelu"]
+Kind = Literal["mp", "omp", "relu", "topk", "abs_topk", "batch_topk", "jumprelu"]
 """How a code is found; `batch_topk` stands for all that trains over a batch and encodes by one threshold."""
 KINDS: Mapping[str, Kind] = {
     "mp": "mp",
@@ -31,8 +31,24 @@ KINDS: Mapping[str, Kind] = {
     "matryoshka": "batch_topk",
     "jumprelu": "jumprelu",
     "gated": "jumprelu",
+    "abs_topk": "abs_topk",
+    "pca": "abs_topk",
+    "dictionary_learning": "omp",
+    "ksvd": "omp",
 }
 """Our architectures by what they do when they encode."""
+NO_COUNTERPART: Mapping[str, str] = {
+    "spade": "its codes are the weights of a sparsemax, which sum to 1",
+    "kds": "its codes take iterations over all atoms",
+    "kmeans": "its codes come from distances to centroids",
+    "ica": "its values are fitted to the chosen components together",
+    "nmf": "its codes take iterations over all atoms",
+    "semi_nmf": "its codes take iterations over all atoms",
+    "crosscoder": "it reads several hook points at once, each normalised on its own",
+    "batch_topk_crosscoder": "it reads several hook points at once, each normalised on its own",
+    "transcoder": "it reads one hook point and reconstructs another, each normalised on its own",
+}
+"""Our architectures that no other format has a place for, and why."""
 UNIT_TOLERANCE = 1e-5
 """How far from 1 the norm of an atom may be that counts as a unit vector."""
 
@@ -99,13 +115,15 @@ def fold(trained: TrainedSAE, hook_point: str | None = None) -> Plain:
     With y = (x - m) s, an encoder E (y - b) + e is s (E (x - m - b/s) + e/s), and a pursuit scales with its input.
     Raises CheckpointError: no such hook point, none given where hook points differ, an architecture without counterpart.
     """
-    group = _find_group(trained, hook_point)
+    own = trained.config.sae.kind
+    if own in NO_COUNTERPART:
+        raise CheckpointError(f"{own}: {NO_COUNTERPART[own]}; no other library has the like. What would be lost: its codes")
+    kind, group = KINDS[own], _find_group(trained, hook_point)
     state = {name: value.detach().cpu().double() for name, value in _state(trained).items()}
-    kind = KINDS.get(trained.config.sae.kind)
-    if kind is None:
-        raise CheckpointError(f"{trained.config.sae.kind}: no other format is known for this architecture")
     scale = float(trained.normalizer.scale[group])
-    if trained.config.sae.kind == "gated":
+    if own == "pca":
+        state |= {"encoder": state["dictionary"], "encoder_bias": torch.zeros(trained.sae.d_sae, dtype=torch.float64)}
+    if own == "gated":
         names = ("encoder", "encoder_bias", "log_gain", "magnitude_bias")
         state |= zip(("encoder", "encoder_bias", "threshold"), join_gate(*(state[name] for name in names)), strict=True)
     settings = trained.config.sae
@@ -117,7 +135,7 @@ def fold(trained: TrainedSAE, hook_point: str | None = None) -> Plain:
         encoder_bias=(state["encoder_bias"] / scale).float() if "encoder_bias" in state else None,
         threshold=_fold_threshold(kind, state, scale, trained.sae.d_sae),
         k=getattr(settings, "k", None),
-        sign=getattr(settings, "sign", "relu"),
+        sign="abs" if own in ("dictionary_learning", "ksvd") else getattr(settings, "sign", "relu"),
         residual_tol=getattr(settings, "residual_tol", None),
         is_unit=trained.normalizer.is_unit,
         code_scale=scale,
@@ -240,6 +258,7 @@ def _choose_architecture(plain: Plain) -> Architecture:
     if plain.kind in ("mp", "omp"):
         cls = MatchingPursuit if plain.kind == "mp" else OrthogonalPursuit
         return cls(d_sae=plain.d_sae, k=plain.count_per_row(), sign=plain.sign, residual_tol=plain.residual_tol)
-    if plain.kind == "topk":
-        return TopK(d_sae=plain.d_sae, k=plain.count_per_row())
+    if plain.kind in ("topk", "abs_topk"):
+        cls = TopK if plain.kind == "topk" else AbsTopK
+        return cls(d_sae=plain.d_sae, k=plain.count_per_row())
     return Relu(d_sae=plain.d_sae) if plain.kind == "relu" else JumpRelu(d_sae=plain.d_sae)

@@ -166,7 +166,7 @@ def find_losses(plain: Plain) -> list[str]:
     """What SAEBench cannot measure."""
     if plain.is_unit:
         raise CheckpointError("rows are brought to unit norm first, which SAEBench's decode cannot undo")
-    is_signed = plain.kind == "omp" or (plain.kind == "mp" and plain.sign != "relu")
+    is_signed = plain.kind in ("omp", "abs_topk") or (plain.kind == "mp" and plain.sign != "relu")
     return ["SAEBench counts codes above 0: atoms with negative coefficients would not count as active"] if is_signed else []
 
 

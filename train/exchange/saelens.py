@@ -31,6 +31,7 @@ ARCHITECTURES: dict[Kind, str] = {
     "omp": "matching_pursuit",
     "relu": "standard",
     "topk": "topk",
+    "abs_topk": "abstopk",
     "batch_topk": "jumprelu",
     "jumprelu": "jumprelu",
 }
@@ -61,7 +62,7 @@ def write(plain: Plain, folder: Path, names: Names, lost: Sequence[str]) -> None
     else:
         encoder, encoder_bias = there.linear()
         tensors |= {"W_enc": encoder.T, "b_enc": encoder_bias}
-    if architecture == "topk":
+    if architecture in ("topk", "abstopk"):
         own = {"k": there.count_per_row(), "rescale_acts_by_decoder_norm": False}
     if architecture == "jumprelu":
         tensors["threshold"] = there.thresholds()
@@ -97,6 +98,7 @@ def read(folder: Path) -> Reading:
         "matching_pursuit": "mp",
         "standard": "relu",
         "topk": "topk",
+        "abstopk": "abs_topk",
         "jumprelu": "jumprelu",
         "gated": "jumprelu",
     }
@@ -151,7 +153,7 @@ def _read_linear(plain: Plain, config: dict[str, Any], folder: Path) -> tuple[Pl
         plain = dataclasses.replace(plain, encoder=joined[0].contiguous(), encoder_bias=joined[1], threshold=joined[2])
     elif plain.kind == "jumprelu":
         plain = dataclasses.replace(plain, threshold=take(tensors, ["threshold"], path)[0].clamp_min(0))
-    if plain.kind != "topk":
+    if plain.kind not in ("topk", "abs_topk"):
         return bring_to_unit_norm(plain)[0], []
     plain, spread = bring_to_unit_norm(dataclasses.replace(plain, k=config["k"]))
     if spread > 1e-3 and not config.get("rescale_acts_by_decoder_norm", False):
