@@ -22,7 +22,7 @@ def held_out(store: Readable, modality: Modality, fraction: float, seed: int) ->
     """
     if isinstance(store, Mixture):
         return _hold_out_of_all(store, fraction, seed)[modality]
-    return _choose(_read_records(store, modality), fraction, seed)
+    return choose_records(_read_records(store, modality), fraction, seed)
 
 
 def read_held_out(
@@ -50,7 +50,7 @@ def _hold_out_of_all(stores: Mixture, fraction: float, seed: int) -> dict[Modali
     Costs memory for the keys of all items.
     """
     held: dict[Modality, npt.NDArray[np.bool_]]
-    held = {name: _choose(_read_records(stores, name), fraction, seed) for name in MODALITIES}
+    held = {name: choose_records(_read_records(stores, name), fraction, seed) for name in MODALITIES}
     keys = {name: _number_keys(stores, name) for name in MODALITIES}
     records = _number_records(stores)
     n_records = 1 + max(int(numbers.max(initial=-1)) for numbers in records.values())
@@ -89,7 +89,8 @@ def _read_records(store: Readable, modality: Modality) -> npt.NDArray[np.uint64]
     return store.items(modality, columns=["record"])["record"].to_numpy().astype(np.uint64)
 
 
-def _choose(records: npt.NDArray[np.uint64], fraction: float, seed: int) -> npt.NDArray[np.bool_]:
+def choose_records(records: npt.NDArray[np.uint64], fraction: float, seed: int) -> npt.NDArray[np.bool_]:
+    """Which records of one source are held out."""
     start = _mix(np.array([seed % 2**64], np.uint64))
     return _mix(records ^ start) < np.uint64(min(int(fraction * 2.0**64), 2**64 - 1))
 

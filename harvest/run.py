@@ -1,14 +1,14 @@
 """The harvest: a source through a model into a store, resumable at any point."""
 
 from collections import Counter
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image
 
-from thresher.data.records import Modality, Source
+from thresher.data.records import Concept, Modality, Source
 from thresher.data.sources import InMemory, open_source
 from thresher.data.store import Batch, HookPointSpec, Share, StoreWriter, open_store, refuse_foreign_store, write_beside
 from thresher.devices import find_device
@@ -29,7 +29,7 @@ from thresher.team import Team, open_team
 VERSION = 2
 """Part of a harvest's identity; raise it when the same settings would give other bytes."""
 
-__all__ = ["HarvestConfig", "run"]
+__all__ = ["Harvest", "HarvestConfig", "open_harvest", "run"]
 
 
 def run(config: HarvestConfig, *, source: Source | None = None) -> str | Path:
@@ -43,6 +43,70 @@ def run(config: HarvestConfig, *, source: Source | None = None) -> str | Path:
     (another process of the launch has ended). What is committed survives all of them.
     """
     refuse_foreign_store(config.out)
+    opened = _open(config, source)
+
+    def open_writer(share: Share | None) -> StoreWriter:
+        size = config.items_per_shard
+        return StoreWriter(config.out, opened.identity, opened.specs, opened.concepts, items_per_shard=size, share=share)
+
+    with open_team() as team:
+        if team.agree(lambda: _is_finished(config.out, opened.identity)):
+            log(f"harvest: {config.out} is complete")
+            return config.out
+        with _decoder(config, opened.adapter, opened.prepare) as prepare:
+            work = Work(config, opened.make_reader(), prepare, sorted({spec.space for spec in opened.specs}))
+            with write_share(team, work, open_writer) if team.n_ranks > 1 else open_writer(None) as writer:
+                if team.is_first:
+                    write_beside(config.out, describe_run(config, opened.inputs))
+                done = _fill(writer, work, team)
+    log(f"harvest: {config.out}: {done}")
+    return config.out
+
+
+class Harvest(NamedTuple):
+    """A harvest that hands its batches to the caller."""
+
+    specs: Sequence[HookPointSpec]
+    identity: Mapping[str, Any]
+    """What decides its rows, as in the store that it would write."""
+    n_batches: int
+    read: Callable[[Sequence[int]], Generator[Batch, None, None]]
+    """The batches of these numbers in order, each the same whenever it is read. To be closed by who has not read them all."""
+
+
+@contextmanager
+def open_harvest(config: HarvestConfig, *, source: Source | None = None) -> Generator[Harvest, None, None]:
+    """A harvest whose batches are not written anywhere (`config.out` is not looked at). Raises what `run` raises."""
+    opened = _open(config, source)
+    with _decoder(config, opened.adapter, opened.prepare) as prepare:
+        reader = opened.make_reader()
+
+        def read(batches: Sequence[int]) -> Generator[Batch, None, None]:
+            return reader.read(prepare_ahead(prepare, batches, config.workers))
+
+        yield Harvest(opened.specs, opened.identity, prepare.n_batches, read)
+
+
+class _Opened(NamedTuple):
+    """Model and source of a harvest, checked."""
+
+    config: HarvestConfig
+    adapter: Adapter
+    prepare: Preparer
+    hook_points: Sequence[HookPoint]
+    specs: Sequence[HookPointSpec]
+    bounds: Mapping[str, float]
+    identity: Mapping[str, Any]
+    inputs: Mapping[str, str]
+    """Fingerprints of what goes in."""
+    concepts: Sequence[Concept]
+
+    def make_reader(self) -> Reader:
+        """What reads the model."""
+        return Reader(self.config, self.adapter, self.hook_points, self.bounds)
+
+
+def _open(config: HarvestConfig, source: Source | None) -> _Opened:
     source = _open_source(config, source)
     if len(source) == 0:
         raise SourceError(f"source {config.source.kind}: no records; the source is empty")
@@ -54,24 +118,8 @@ def run(config: HarvestConfig, *, source: Source | None = None) -> str | Path:
     identity = _identify(config, source, adapter, hook_points, prepare.n_records) | _identify_rows(config, bounds)
     spaces = {point.name: name_space(point, config.pool) for point in hook_points}
     specs = [HookPointSpec(point.name, point.modality, spaces[point.name], point.width, config.dtype) for point in hook_points]
-
     inputs = {"source": source.fingerprint, "model": adapter.identity["weights"]}
-
-    def open_writer(share: Share | None) -> StoreWriter:
-        return StoreWriter(config.out, identity, specs, source.concepts, items_per_shard=config.items_per_shard, share=share)
-
-    with open_team() as team:
-        if team.agree(lambda: _is_finished(config.out, identity)):
-            log(f"harvest: {config.out} is complete")
-            return config.out
-        with _decoder(config, adapter, prepare) as prepare:
-            work = Work(config, Reader(config, adapter, hook_points, bounds), prepare, sorted(set(spaces.values())))
-            with write_share(team, work, open_writer) if team.n_ranks > 1 else open_writer(None) as writer:
-                if team.is_first:
-                    write_beside(config.out, describe_run(config, inputs))
-                done = _fill(writer, work, team)
-    log(f"harvest: {config.out}: {done}")
-    return config.out
+    return _Opened(config, adapter, prepare, hook_points, specs, bounds, identity, inputs, source.concepts)
 
 
 def _open_source(config: HarvestConfig, given: Source | None) -> Source:
