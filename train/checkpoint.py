@@ -13,9 +13,11 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from thresher.config import to_dict, validate
+from thresher.data.aligned import JOINT
 from thresher.errors import CheckpointError
 from thresher.files import write_atomic
 from thresher.runs import canonical_json
+from thresher.train.aligned import AlignedSAE
 from thresher.train.arch import build
 from thresher.train.codes import Codes
 from thresher.train.config import TrainConfig
@@ -45,12 +47,18 @@ class TrainedSAE:
     iteration: int
     """Iterations done."""
     is_finished: bool
-    """Whether the run reached its budget."""
+    """Whether the run reached its end."""
+    store_parts: tuple[str, ...] = ()
+    """Fingerprints of the stores, where it was trained on several; `store_fingerprint` then is that of all together."""
 
     @property
     def hook_points(self) -> tuple[str, ...]:
         """Hook points that it was fitted to."""
         return self.config.hook_points
+
+    def is_trained_on(self, fingerprint: str) -> bool:
+        """Whether this store is the one, or one of those, that it was trained on: its held-out items are then known."""
+        return fingerprint == self.store_fingerprint or fingerprint in self.store_parts
 
     @property
     def d_in(self) -> int:
@@ -59,17 +67,55 @@ class TrainedSAE:
 
     @torch.no_grad()
     def encode(self, x: Float[Tensor, "row d_in"], hook_point: str, k: int | None = None) -> Codes:
-        """Codes of raw activations of a hook point, computed in float32 on the dictionary's device."""
-        group = self._index(hook_point)
-        if x.shape[1] != self.d_in:
-            raise CheckpointError(f"{hook_point}: rows of width {x.shape[1]} for a dictionary of width {self.d_in}")
-        x = x.to(self.sae.dictionary.device, torch.float32)
-        return self.sae.encode(self.normalizer.normalize(x, group), k)
+        """Codes of raw activations of a hook point, computed in float32 on the dictionary's device.
+
+        A crosscoder's are those of the rows of all its hook points side by side, called by their names with `+` between them.
+        """
+        return self.sae.encode(self._normalize(x, hook_point), k)
 
     @torch.no_grad()
     def decode(self, codes: Codes, hook_point: str) -> Float[Tensor, "row d_in"]:
-        """Raw activations that the codes stand for (unit-norm ones if the normaliser brings rows to unit norm)."""
-        return self.normalizer.invert(self.sae.decode(codes), self._index(hook_point))
+        """Raw activations that the codes stand for (unit-norm ones if the normaliser brings rows to unit norm).
+
+        Of a crosscoder any of its hook points, or all side by side; of a transcoder those of its target, without what a skip
+        connection adds.
+        """
+        return self._invert(self.sae.decode(codes), hook_point)
+
+    @torch.no_grad()
+    def transcode(self, x: Float[Tensor, "row d_in"], hook_point: str) -> Float[Tensor, "row d_out"]:
+        """All that a transcoder makes of raw activations of its input for its target, or a crosscoder of all its hook points.
+
+        Raises CheckpointError for other dictionaries.
+        """
+        if not isinstance(self.sae, AlignedSAE):
+            raise CheckpointError(f"{self.config.sae.kind}: no hook points side by side; decode what `encode` gives")
+        names = JOINT.join(self.hook_points[index] for index in self.sae.decoded)
+        return self._invert(self.sae.transcode(self._normalize(x, hook_point))[1], names)
+
+    def _normalize(self, x: Tensor, hook_point: str) -> Tensor:
+        if isinstance(self.sae, AlignedSAE):
+            names = JOINT.join(self.hook_points[index] for index in self.sae.encoded)
+            if hook_point != names:
+                raise CheckpointError(f"{hook_point}: its codes are those of {names}")
+            group, normalizer = 0, self.normalizer.select(self.sae.encoded)
+        else:
+            group, normalizer = self._index(hook_point), self.normalizer
+        if x.shape[1] != self.d_in:
+            raise CheckpointError(f"{hook_point}: rows of width {x.shape[1]} for a dictionary of width {self.d_in}")
+        return normalizer.normalize(x.to(self.sae.dictionary.device, torch.float32), group)
+
+    def _invert(self, x: Tensor, hook_point: str) -> Tensor:
+        if not isinstance(self.sae, AlignedSAE):
+            return self.normalizer.invert(x, self._index(hook_point))
+        decoded = self.sae.decoded
+        names = [self.hook_points[index] for index in decoded]
+        whole = self.normalizer.select(decoded).invert(x, 0)
+        if hook_point == JOINT.join(names):
+            return whole
+        if hook_point not in names:
+            raise CheckpointError(f"{hook_point}: the dictionary reconstructs {', '.join(names)}")
+        return whole.split([self.sae.widths[index] for index in decoded], dim=1)[names.index(hook_point)]
 
     def _index(self, hook_point: str) -> int:
         if hook_point not in self.hook_points:
@@ -88,8 +134,9 @@ def save_sae(folder: Path, trained: TrainedSAE) -> None:
         "d_in": trained.d_in,
         "architecture": to_dict(trained.config.sae),
         "hook_points": list(trained.hook_points),
-        "normalizer": {"is_unit": trained.normalizer.is_unit} | to_dict(trained.config.normalize),
-        "store": {"fingerprint": trained.store_fingerprint, "identity": dict(trained.store_identity)},
+        "normalizer": {"is_unit": trained.normalizer.is_unit} | to_dict(trained.config.normalize) | _name_widths(trained),
+        "store": {"fingerprint": trained.store_fingerprint, "identity": dict(trained.store_identity)}
+        | ({"parts": list(trained.store_parts)} if trained.store_parts else {}),
         "training": to_dict(trained.config),
         "evaluation": dict(trained.evaluation),
         "iteration": trained.iteration,
@@ -97,6 +144,10 @@ def save_sae(folder: Path, trained: TrainedSAE) -> None:
     }
     write_atomic(folder / MODEL, [save(tensors, {"format": "pt"})])
     write_atomic(folder / CONFIG, [canonical_json(description)])
+
+
+def _name_widths(trained: TrainedSAE) -> dict[str, Any]:
+    return {"widths": list(trained.normalizer.widths)} if trained.normalizer.widths else {}
 
 
 def load_sae(folder: str | Path, device: str | torch.device = "cpu") -> TrainedSAE:
@@ -112,7 +163,10 @@ def load_sae(folder: str | Path, device: str | torch.device = "cpu") -> TrainedS
         prefix = "sae."
         module.load_state_dict({name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)})
         normalizer = Normalizer(
-            bool(description["normalizer"]["is_unit"]), tensors["normalizer.mean"], tensors["normalizer.scale"]
+            bool(description["normalizer"]["is_unit"]),
+            tensors["normalizer.mean"],
+            tensors["normalizer.scale"],
+            tuple(description["normalizer"].get("widths", ())),
         )
         return TrainedSAE(
             sae=sae,
@@ -123,6 +177,7 @@ def load_sae(folder: str | Path, device: str | torch.device = "cpu") -> TrainedS
             evaluation=description["evaluation"],
             iteration=description["iteration"],
             is_finished=description["is_finished"],
+            store_parts=tuple(description["store"].get("parts", ())),
         )
     except FileNotFoundError as error:
         raise CheckpointError(f"{folder}: {MODEL} is missing; run the training again") from error
@@ -178,7 +233,12 @@ def describe_sae(folder: Path) -> dict[str, Any]:
 
 
 def check_width(trained: TrainedSAE, hook_point: str, width: int) -> None:
-    """Raises CheckpointError when a store's hook point is not as wide as the dictionary."""
+    """Raises CheckpointError when rows of one hook point of a store are not what the dictionary takes."""
+    if trained.normalizer.widths:
+        raise CheckpointError(
+            f"{hook_point}: the {trained.config.sae.kind} was fitted to {', '.join(trained.hook_points)} side by side; here "
+            "each hook point is taken on its own. `thresher sae evaluate` measures it"
+        )
     if width != trained.d_in:
         raise CheckpointError(
             f"{hook_point}: the store has rows of width {width}, the dictionary was fitted to width {trained.d_in}; "
