@@ -2,7 +2,6 @@
 
 import os
 import signal
-from collections.abc import Callable
 
 import torch
 from safetensors import safe_open
@@ -28,7 +27,6 @@ from thresher.train.arch.hull import HullConfig
 from thresher.train.kernels import pursue
 from thresher.train.learner import Learner
 from thresher.train.optimizer import OptimizerConfig
-from thresher.train.parallel.coders import build_shard
 from thresher.train.parallel.group import mean_over, spread_over, sum_over
 from thresher.train.parallel.layout import Layout
 from thresher.train.parallel.parts import Parts
@@ -71,7 +69,7 @@ def share_rows() -> None:
         for settings in SHARED_ROWS:
             for micro_batches in (1, 2) if isinstance(settings, BatchTopK) else (1,):
                 adam = OptimizerConfig(**(vars(ADAM) | {"micro_batches": micro_batches, "ema": 0.9}))
-                _compare_training(layout, settings, adam, lambda settings: build(settings, D_IN, 1))
+                _compare_training(layout, settings, adam)
 
 
 def split_atoms(n_shards: int) -> None:
@@ -82,21 +80,13 @@ def split_atoms(n_shards: int) -> None:
         _compare_draws(shard)
         _compare_codes(shard)
         for settings in SPLIT_ATOMS:
-            _compare_training(
-                layout,
-                settings,
-                ADAM,
-                lambda settings: build_shard(settings, D_IN, 1, Shard(D_SAE, layout.atoms), layout.batch),
-            )
+            _compare_training(layout, settings, ADAM)
 
 
-def _compare_training(
-    layout: Layout, settings: Architecture, adam: OptimizerConfig, make: Callable[[Architecture], torch.nn.Module]
-) -> None:
+def _compare_training(layout: Layout, settings: Architecture, adam: OptimizerConfig) -> None:
     """Train alone and together, and compare all that there is; then go on from what was saved."""
     alone = Learner(build(settings, D_IN, 1), adam, STEPS + 2)
-    module = make(settings)
-    module.batch = layout.batch
+    module = layout.build(settings, D_IN, 1)
     together = Learner(module, adam, STEPS + 2, synchronize=layout.synchronize(module))
     share = slice(layout.rows.place * (n := ROWS // layout.rows.size), (layout.rows.place + 1) * n)
     for x in make_batches():
@@ -111,7 +101,7 @@ def _compare_training(
         assert whole.keys() == alone.state_dict().keys()
         for name, value in alone.state_dict().items():
             torch.testing.assert_close(whole[name], value, rtol=2e-4, atol=2e-5, msg=lambda m: f"{settings}: {name}: {m}")  # noqa: B023
-    _go_on(layout, together, parts, whole, make(settings), share, adam)
+    _go_on(layout, together, parts, whole, layout.build(settings, D_IN, 1), share, adam)
 
 
 def _go_on(layout, together, parts, whole, module, share, adam) -> None:
@@ -120,7 +110,6 @@ def _go_on(layout, together, parts, whole, module, share, adam) -> None:
     if whole is not None:
         save_file({f"learner.{name}": value for name, value in whole.items()}, path)
     layout.team.wait()
-    module.batch = layout.batch
     resumed = Learner(module, adam, STEPS + 2, synchronize=layout.synchronize(module))
     with safe_open(path, "pt") as file:
         resumed.load_state_dict({name.partition(".")[2]: parts.read(file, name) for name in file.keys()})  # noqa: SIM118

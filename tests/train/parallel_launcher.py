@@ -1,4 +1,4 @@
-"""Run by test_parallel: starts groups of processes as `accelerate launch` would, forked from here, where everything is imported.
+"""Run by test_parallel: starts groups of processes as `accelerate launch` would, forked from here, with all imported.
 
 Reads a launch per line from stdin, {"n": processes, "check": name, "arguments": ..., "log": folder}, and answers with their
 exit codes. A check is a function of `parallel_checks`, called with the arguments in every process.

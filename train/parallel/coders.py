@@ -11,7 +11,7 @@ from torch.nn import functional
 from thresher.errors import ConfigError
 from thresher.train.arch import Architecture, MatchingPursuit, TopK
 from thresher.train.arch.base import Coder, Dictionary, LinearCoder
-from thresher.train.arch.batch import WholeBatch, pick_directions
+from thresher.train.arch.batch import pick_directions
 from thresher.train.arch.mp import FEW, WEAK
 from thresher.train.kernels import Codes, Nested, Rule, count_active, mark_fired, sparse_decode
 from thresher.train.parallel.group import spread_over
@@ -198,18 +198,13 @@ def check_shards(architecture: Architecture, n_shards: int) -> None:
         raise ConfigError(f"{where}: a split selection is made in full precision; give sae.selection=full")
 
 
-def build_shard(
-    architecture: Architecture, d_in: int, seed: int, shard: Shard, batch: WholeBatch
-) -> ShardedPursuitSAE | ShardedTopKSAE:
+def build_shard(architecture: Architecture, d_in: int, seed: int, shard: Shard) -> ShardedPursuitSAE | ShardedTopKSAE:
     """This process's part of what `build` makes. Raises ConfigError when it cannot be split."""
     check_shards(architecture, shard.group.size)
     generator = torch.Generator().manual_seed(seed)
     if isinstance(architecture, MatchingPursuit):
-        made = ShardedPursuitSAE(architecture, d_in, shard, generator)
-    else:
-        made = ShardedTopKSAE(cast(TopK, architecture), d_in, shard, generator)
-    made.batch = batch
-    return made
+        return ShardedPursuitSAE(architecture, d_in, shard, generator)
+    return ShardedTopKSAE(cast(TopK, architecture), d_in, shard, generator)
 
 
 def _for_own(settings: Dictionary, shard: Shard) -> Dictionary:

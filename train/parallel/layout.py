@@ -10,10 +10,13 @@ from torch import nn
 from thresher.config import config
 from thresher.errors import ConfigError
 from thresher.team import PATIENCE, Team
+from thresher.train.arch import Architecture, build
 from thresher.train.arch.batch import WholeBatch
-from thresher.train.parallel.coders import SPLIT
+from thresher.train.parallel.coders import SPLIT, build_shard
 from thresher.train.parallel.group import Group
 from thresher.train.parallel.rows import SharedBatch, Synchronize, nearest_multiples
+from thresher.train.parallel.shard import Shard
+from thresher.train.protocol import SAE
 
 
 @config
@@ -69,6 +72,15 @@ class Layout:
                 f"stream.batch_size={batch_size}: {self.rows.size} processes with equal shares of a batch need a multiple of "
                 f"{self.rows.size}; give {low} or {high}"
             )
+
+    def build(self, architecture: Architecture, d_in: int, seed: int) -> SAE:
+        """The untrained module, or this process's part of it, which knows who has the rows of its batches."""
+        if self.atoms.size == 1:
+            sae = build(architecture, d_in, seed)
+        else:
+            sae = build_shard(architecture, d_in, seed, Shard(architecture.d_sae, self.atoms))
+        setattr(sae, "batch", self.batch)  # noqa: B010 - not of the protocol: only what trains has it
+        return sae
 
     def any(self, *, here: bool) -> bool:
         """Whether something holds in any process. Costs one small exchange between hosts."""
