@@ -49,7 +49,7 @@ def open_inputs(config: AnalyzeConfig) -> Inputs:
 
 
 def _check_store(config: AnalyzeConfig, store: Store, name: str, trained: TrainedSAE) -> None:
-    if trained.store_fingerprint != store.fingerprint:
+    if not trained.is_trained_on(store.fingerprint):
         raise AnalysisError(
             f"{config.saes[name]}: {name} was trained on the store {trained.store_fingerprint[:12]} ({trained.config.store}), "
             f"{store.path} is {store.fingerprint[:12]}; its held-out items are not known here. Train it on this store"

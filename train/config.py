@@ -6,9 +6,13 @@ from thresher.config import config
 from thresher.data.store import CacheConfig, StoreLocation
 from thresher.data.stream import StreamConfig
 from thresher.errors import ConfigError
+from thresher.train.anneal import check_k_start
 from thresher.train.arch import Architecture
+from thresher.train.log import WandbConfig
 from thresher.train.normalize import NormalizeConfig
 from thresher.train.optimizer import OptimizerConfig
+from thresher.train.parallel.layout import ParallelConfig
+from thresher.train.tracing import TraceConfig
 
 DEFAULT_EPOCHS = 10.0
 
@@ -17,8 +21,9 @@ DEFAULT_EPOCHS = 10.0
 class TrainConfig:
     """Fit one sparse autoencoder to one or more hook points of a store."""
 
-    store: StoreLocation
-    """Folder of the activation store, or its place in a bucket (`s3://bucket/prefix`, `gs://bucket/prefix`)."""
+    store: StoreLocation | tuple[StoreLocation, ...]
+    """Folder of the activation store, or its place in a bucket (`s3://bucket/prefix`, `gs://bucket/prefix`); or a list of
+    them: a hook point then has the rows of all stores that have it."""
     hook_points: tuple[str, ...]
     """Hook points of equal width whose rows the dictionary is fitted to, together."""
     sae: Architecture
@@ -32,7 +37,9 @@ class TrainConfig:
     normalize: NormalizeConfig = NormalizeConfig()
     """What is done to activations first; recorded in the checkpoint and undone by `decode`."""
     optimizer: OptimizerConfig = OptimizerConfig()
-    """Adam and its learning rate."""
+    """Adam, its learning rate, and what happens in and after each step."""
+    parallel: ParallelConfig = ParallelConfig()
+    """How the processes of one launch share the training; it may differ when a run goes on."""
     rows: int | None = None
     """Training budget in rows."""
     epochs: float | None = None
@@ -51,6 +58,22 @@ class TrainConfig:
     """Held-out rows per hook point in the evaluations on the way; the last one uses all of them."""
     checkpoint_every: int = 1000
     """Iterations between two checkpoints; a killed run goes on from the last."""
+    keep: int = 0
+    """Checkpoints that are kept with all it takes to go on from them, as `states/<iteration>/`; beside the last, which always
+    is."""
+    go_back_to: int | None = None
+    """Iteration of one of those: the run goes on from there, and what came after it is deleted. Each time it is given."""
+    patience: int | None = None
+    """End after so many evaluations on the way without a better R2 on held-out rows; never when not given. The dictionary is
+    then that of the last iteration, and the learning rate has not come to its end."""
+    min_gain: float = 0.0
+    """A better R2 is better by more than this."""
+    tensorboard: bool = True
+    """Write the log for TensorBoard too, to `tensorboard/`."""
+    wandb: WandbConfig | None = None
+    """Write the log to Weights & Biases too."""
+    profile: TraceConfig | None = None
+    """Trace some iterations with torch's profiler, to `trace.json`."""
 
     def __post_init__(self) -> None:
         if not self.hook_points or len(set(self.hook_points)) < len(self.hook_points):
@@ -62,6 +85,13 @@ class TrainConfig:
         for name in ("log_every", "evaluate_every", "evaluate_rows", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)}: give at least 1")
+        if self.keep < 0 or (self.patience is not None and self.patience < 1) or self.min_gain < 0:
+            found = f"keep={self.keep}, patience={self.patience}, min_gain={self.min_gain}"
+            raise ConfigError(f"{found}: keep 0 or more, be patient for 1 or more, want a gain of 0 or more")
+        if self.optimizer.micro_batches > self.stream.batch_size:
+            found = f"optimizer.micro_batches={self.optimizer.micro_batches}"
+            raise ConfigError(f"{found}: a batch has stream.batch_size={self.stream.batch_size} rows; cut it into fewer parts")
+        check_k_start(self.sae, self.optimizer)
 
     @property
     def dictionary_seed(self) -> int:

@@ -11,10 +11,10 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 @contextmanager
 def defer_interrupts() -> Generator[Callable[[], bool], None, None]:
-    """Hold Ctrl-C (and SIGTERM where somebody handles it) back while the block runs; yields the question whether one came.
+    """Hold Ctrl-C and SIGTERM back while the block runs; yields the question whether one came.
 
-    An optimizer step must not be cut in two. A second signal is not held back. Outside the main thread, where no signal
-    arrives, nothing is changed.
+    An optimizer step must not be cut in two. A second signal is not held back. A signal that is ignored stays ignored.
+    Outside the main thread, where no signal arrives, nothing is changed.
     """
     seen: list[int] = []
 
@@ -27,7 +27,7 @@ def defer_interrupts() -> Generator[Callable[[], bool], None, None]:
         yield lambda: False
         return
     previous = {number: signal.getsignal(number) for number in SIGNALS}
-    handled = {number: handler for number, handler in previous.items() if callable(handler)}
+    handled = {number: handler for number, handler in previous.items() if callable(handler) or handler == signal.SIG_DFL}
     for number in handled:
         signal.signal(number, note)
     try:

@@ -1,8 +1,9 @@
 """The state of a training run in one file, so that it is whole or not there."""
 
 import json
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,11 +19,28 @@ STATE = "training.safetensors"
 VERSION = "3"
 
 
+@dataclass
+class Progress:
+    """What evaluations on the way have shown."""
+
+    evaluation: dict[str, Any] = field(default_factory=dict[str, Any])
+    """The last one."""
+    best_r2: float | None = None
+    n_stale: int = 0
+    """Evaluations since the best one."""
+
+    def note(self, r2: float, min_gain: float) -> None:
+        """Take an evaluation into account; better is what adds more than `min_gain`."""
+        is_better = self.best_r2 is None or r2 > self.best_r2 + min_gain
+        self.best_r2, self.n_stale = (r2, 0) if is_better else (self.best_r2, self.n_stale + 1)
+
+
 class Running(NamedTuple):
     """All that changes while a run goes on."""
 
     learner: Learner
     stream: ActivationStream
+    progress: Progress | None = None
 
 
 def save_state(folder: Path, running: Running, run: str) -> None:
@@ -35,6 +53,8 @@ def save_state(folder: Path, running: Running, run: str) -> None:
     if _on_cuda(running.learner):
         tensors["random.cuda"] = torch.cuda.get_rng_state(running.learner.sae.dictionary.device)
     plain = {"run": run, "version": VERSION, "stream": json.dumps(running.stream.state_dict())}
+    if running.progress is not None:
+        plain["progress"] = json.dumps(asdict(running.progress))
     stored = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     write_atomic(folder / STATE, [save(stored, plain)])
 
@@ -65,6 +85,8 @@ def load_state(folder: Path, running: Running, run: str) -> int:
     if _on_cuda(running.learner) and "random.cuda" in tensors:
         torch.cuda.set_rng_state(tensors["random.cuda"], running.learner.sae.dictionary.device)
     running.stream.load_state_dict(json.loads(plain["stream"]))
+    for name, value in json.loads(plain.get("progress", "{}")).items() if running.progress is not None else ():
+        setattr(running.progress, name, value)
     return running.learner.done
 
 

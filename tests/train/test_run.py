@@ -234,10 +234,8 @@ def test_a_store_that_has_changed_is_refused(make_store, tmp_path) -> None:
         run(dataclasses.replace(config, store=make_store(name="other", gap=3.0)))
 
 
-@pytest.mark.parametrize(("poisoned", "between"), [(30, "28 and 35"), (23, "18 and 25")], ids=["logged", "evaluated"])
-def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(
-    make_store, tmp_path, monkeypatch, poisoned, between
-) -> None:
+@pytest.mark.parametrize("poisoned", [30, 23], ids=["logged", "evaluated"])
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(make_store, tmp_path, monkeypatch, poisoned) -> None:
     config = configure(make_store(), tmp_path / "sae", optimizer=OptimizerConfig(lr=1e-3))
     with monkeypatch.context() as patch:
         step = torch.optim.Adam.step
@@ -250,7 +248,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(
             return step(optimizer, *arguments, **named)
 
         patch.setattr(torch.optim.Adam, "step", poison)
-        message = rf"stopped being finite between iterations {between}; the last checkpoint is kept"
+        message = rf"stopped being finite at iteration {poisoned + 1}; the last checkpoint is kept"
         with pytest.raises(ThresherError, match=message):
             run(config)
     assert load_sae(config.out).iteration == 20

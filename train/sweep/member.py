@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from thresher.data.mixture import Mixture
 from thresher.data.store import Store
 from thresher.data.stream import ActivationStream
 from thresher.runs import write_provenance
@@ -27,7 +28,7 @@ from thresher.train.sweep.stopwatch import Stopwatch
 class Shared(NamedTuple):
     """What all members of a sweep train with."""
 
-    store: Store
+    store: Store | Mixture
     normalizer: Normalizer
     """On the device."""
     sample: Mapping[str, Sequence[Tensor]]

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from thresher.data.store import open_store
+from thresher.data.mixture import open_stores
 from thresher.errors import CheckpointError, ConfigError
 from thresher.ranks import count_ranks
 from thresher.runs import refuse_foreign, write_provenance
@@ -40,7 +40,7 @@ def run(settings: SweepConfig) -> Path:
         raise ConfigError("a sweep runs in one process; start `thresher sweep` without accelerate launch or torchrun")
     refuse_foreign(settings.out, [RESULT, MEMBERS, "search"])
     groups = list_groups(settings)
-    store = open_store(settings.base.store, cache=settings.base.cache)
+    store = open_stores(settings.base.store, cache=settings.base.cache)
     shared = share(settings.base, store)
     chosen, trials = search(settings, groups, shared, _count_rows(settings, shared))
     trained = _train_groups(settings, [chosen[group.name] for group in groups], shared)

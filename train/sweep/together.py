@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from thresher.data.mixture import Mixture
 from thresher.data.store import Store
 from thresher.data.stream import ActivationStream, StreamBatch
 from thresher.devices import find_device
@@ -21,7 +22,7 @@ from thresher.train.sweep.member import Member, Shared
 from thresher.train.sweep.outcome import COST, Outcome, read_outcome
 
 
-def share(base: TrainConfig, store: Store) -> Shared:
+def share(base: TrainConfig, store: Store | Mixture) -> Shared:
     """What is measured once for all members."""
     device = find_device(base.device)
     return Shared(store, measure_normalizer(base, store).to(device), sample_held_out(base, store), device)
