@@ -5,6 +5,7 @@ from collections.abc import Generator, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from thresher.data.aligned import AlignedStore
@@ -20,10 +21,11 @@ from thresher.train.checkpoint import TrainedSAE, save_sae
 from thresher.train.config import TrainConfig
 from thresher.train.evaluate import evaluate
 from thresher.train.history import keep_state
-from thresher.train.inputs import read_all_held_out
+from thresher.train.inputs import Opened, read_all_held_out
 from thresher.train.learner import Iteration
-from thresher.train.log import TrainLog
+from thresher.train.log import NoLog, TrainLog
 from thresher.train.normalize import Normalizer
+from thresher.train.parallel.layout import Layout
 from thresher.train.resume import STATE, Progress, Running, save_state
 
 
@@ -31,7 +33,8 @@ class Prepared(NamedTuple):
     """What stays the same while a run goes on, and what does not (`running`)."""
 
     config: TrainConfig
-    store: Store | Mixture | AlignedStore
+    store: Opened
+    layout: Layout
     normalizer: Normalizer
     running: Running
     fingerprint: str
@@ -43,7 +46,7 @@ class Session:
     def __init__(
         self,
         prepared: Prepared,
-        train_log: TrainLog,
+        train_log: TrainLog | NoLog,
         sample: Mapping[str, Iterable[Tensor]],
         batches: Generator[StreamBatch, None, None],
     ) -> None:
@@ -68,7 +71,11 @@ class Session:
         """Take one step with the next batch."""
         position = self._stream.state_dict()
         batch = next(self._batches)
-        step = self._learner.step(self._prepared.normalizer.normalize(batch.x, batch.group))
+        return self.take(self._prepared.normalizer.normalize(batch.x, batch.group), position)
+
+    def take(self, x: Float[Tensor, "row d_in"], position: Mapping[str, Any]) -> Iteration:
+        """Take one step with a normalised batch; `position` is where the stream was before it."""
+        step = self._learner.step(x)
         self._watch.note(step, position)
         return step
 
