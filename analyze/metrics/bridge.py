@@ -100,7 +100,7 @@ def add_bridges(
         rows=row_sums,
         columns=column_sums,
         regions=regions,
-        strongest=_largest(np.concatenate([sums.strongest, _largest(size.ravel())])),
+        strongest=_largest(sums.strongest, size),
     )
 
 
@@ -109,7 +109,9 @@ def _by_label(part: np.ndarray, rows: GramRows, labels: np.ndarray, n_labels: in
     return marks[labels[rows.image]].T @ part @ marks[labels[rows.text]]
 
 
-def _largest(values: np.ndarray) -> np.ndarray:
+def _largest(strongest: np.ndarray, size: np.ndarray) -> np.ndarray:
+    least = strongest[-1] if len(strongest) == N_TOP else 0.0
+    values = np.concatenate([strongest, size[size > least]])
     kept = values if len(values) <= N_TOP else np.partition(values, len(values) - N_TOP)[-N_TOP:]
     return np.sort(kept)[::-1]
 

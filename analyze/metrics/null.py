@@ -1,10 +1,9 @@
 """What pairing at random would give: exact moments of a permutation of the pairs, p-values."""
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from scipy.special import gammainc, gammaincc, ndtr
 
-from thresher.analyze.metrics.association import chance_of
 from thresher.analyze.statistics.paired import Powers
 
 SYMMETRIC = 1e-5
@@ -20,7 +19,8 @@ def chance_of_products(
         E T = 0,   E T^2 = p2(a) p2(b) / (n - 1),   E T^3 = p3(a) p3(b) n / ((n - 1)(n - 2))
     exactly. The tail is that of Pearson's type III with these three moments (Kazi-Aoual et al. 1995; Winkler et al. 2016). It
     is a permutation test of the correlation, since that is linear in T. The normal tail alone would be wrong by orders of
-    magnitude for features that fire rarely. `image` and `text` are power sums of the two features of each edge; the texts of
+    magnitude for features that fire rarely, where this one is too heavy (never too light): there `association.chance_of`, which
+    counts joint firings, is exact and sharper. `image` and `text` are power sums of the two features of each edge; the texts of
     one image are one b. 1 where a side is constant or there are fewer than 3 images. Signed codes: as they are.
     """
     n = float(n_images)
@@ -34,24 +34,6 @@ def chance_of_products(
     skewness = third_image * third_text * n / ((n - 1) * (n - 2)) / spread**3
     found = upper_tail((products - mean) / spread, skewness)
     return np.where(is_random, found, 1.0)
-
-
-def chance_of_pairing(
-    products: Float[np.ndarray, " edge"],
-    image: Powers,
-    text: Powers,
-    fires: tuple[Int[np.ndarray, " edge"], Int[np.ndarray, " edge"], Int[np.ndarray, " edge"]],
-    n_images: int,
-) -> Float[np.ndarray, " edge"]:
-    """Chance that two features go together as much when texts are dealt at random: the smaller of two p-values, doubled.
-
-    One asks whether their codes vary together (`chance_of_products`), the other whether they fire together (exact,
-    hypergeometric; `chance_of`). The first is weak for features that fire rarely, where Pearson's type III has a heavier tail
-    than the truth; the second is blind to features that always fire. `fires` counts images: those that fire i, those with a
-    text that fires j, those with both. Signed codes: the first asks for equal signs, the second for any.
-    """
-    together = chance_of(fires[2].astype(float), fires[0].astype(float), fires[1].astype(float), float(n_images))
-    return np.minimum(1, 2 * np.minimum(chance_of_products(products, image, text, n_images), together))
 
 
 def upper_tail(standardized: Float[np.ndarray, "*any"], skewness: Float[np.ndarray, "*any"]) -> Float[np.ndarray, "*any"]:

@@ -27,10 +27,11 @@ def correlation(
     `image` and `text` are (mean, standard deviation) over pairs, broadcast against `products`. 0 where a side is constant.
     Signed codes: as they are; a feature whose two sides have opposite signs has a negative correlation.
     """
-    covariance = products / n_pairs - image[0] * text[0]
-    scale = image[1] * text[1]
-    found = np.divide(covariance, scale, out=np.zeros_like(covariance), where=scale > 0)
-    return np.clip(found, -1, 1)
+    rho = products / n_pairs
+    rho -= image[0] * text[0]
+    for deviation in (image[1], text[1]):
+        rho *= np.divide(1, deviation, out=np.zeros_like(deviation), where=deviation > 0)
+    return np.clip(rho, -1, 1, out=rho)
 
 
 def correlate_rows(rows: GramRows, marginals: Marginals) -> Float[np.ndarray, "row column"]:
@@ -58,7 +59,7 @@ def correlate_self(groups: Grouped, weights: Float[np.ndarray, "replicate group"
 
 
 class Best(NamedTuple):
-    """The best partner of each feature on the other side, by correlation; -1 where it has none."""
+    """The best partner of each feature on the other side, by correlation; -1 where none goes with it."""
 
     text_of_image: Int[np.ndarray, " feature"]
     """j*(i) = argmax_j rho_ij for feature i of the images."""
@@ -69,28 +70,18 @@ class Best(NamedTuple):
     rho_of_text: Float[np.ndarray, " feature"]
 
 
-def start_best(n_features: int) -> Best:
-    """Nobody has a partner yet."""
-    nobody = np.full(n_features, -1, np.int64)
-    return Best(nobody, np.full(n_features, np.nan), nobody.copy(), np.full(n_features, np.nan))
-
-
-def update_best(best: Best, rows: GramRows, rho: Float[np.ndarray, "row column"]) -> Best:
-    """Best partners after a further block of correlations. Partners fire together at least once; ties go to the lower index."""
-    allowed = np.where(rows.cofires > 0, rho, -np.inf)
-    if allowed.size == 0:
-        return best
-    text_of_image, rho_of_image, image_of_text, rho_of_text = (part.copy() for part in best)
-    across, down = allowed.argmax(1), allowed.argmax(0)
-    found = allowed[np.arange(len(across)), across]
-    is_some = np.isfinite(found)
-    text_of_image[rows.image[is_some]] = rows.text[across[is_some]]
-    rho_of_image[rows.image[is_some]] = found[is_some]
-    found = allowed[down, np.arange(len(down))]
-    is_better = np.isfinite(found) & ~(found <= rho_of_text[rows.text])
-    image_of_text[rows.text[is_better]] = rows.image[down[is_better]]
-    rho_of_text[rows.text[is_better]] = found[is_better]
-    return Best(text_of_image, rho_of_image, image_of_text, rho_of_text)
+def find_best(
+    i: Int[np.ndarray, " edge"], j: Int[np.ndarray, " edge"], rho: Float[np.ndarray, " edge"], n_features: int
+) -> Best:
+    """Best partners among edges (i on images, j on texts) that hold the strongest of every feature. Ties go to the lower index."""
+    found: list[np.ndarray] = []
+    for here, there in ((i, j), (j, i)):
+        order = np.lexsort((there, -rho, here))
+        heads, first = np.unique(here[order], return_index=True)
+        partner, strength = np.full(n_features, -1, np.int64), np.full(n_features, np.nan)
+        partner[heads], strength[heads] = there[order[first]], rho[order[first]]
+        found += [partner, strength]
+    return Best(*found)
 
 
 def is_mutual(best: Best, i: Int[np.ndarray, " edge"], j: Int[np.ndarray, " edge"]) -> Bool[np.ndarray, " edge"]:

@@ -9,6 +9,10 @@ from scipy.sparse import csr_array
 from thresher.analyze.statistics.rows import iterate_blocks, read_entries, shape_of
 
 
+ROWS = 65_536
+"""Rows read at once. Any number gives the same examples."""
+
+
 class Examples(NamedTuple):
     """The largest codes of each feature, strongest first; row -1 and value 0 where it fires less often."""
 
@@ -24,7 +28,7 @@ def find_examples(codes: csr_array, k: int) -> Examples:
     """
     n_rows, n_features = shape_of(codes)
     row, value = np.full((n_features, k), -1, np.int64), np.zeros((n_features, k))
-    for block in iterate_blocks(n_rows):
+    for block in iterate_blocks(n_rows, ROWS):
         entries = read_entries(codes, block)
         better = np.abs(entries.value) > np.abs(value[entries.feature, k - 1])
         feature = entries.feature[better].astype(np.int64)

@@ -32,7 +32,7 @@ def iterate_gram(
     pairing: Pairing,
     image: Int[np.ndarray, " row"],
     text: Int[np.ndarray, " column"],
-    memory: float = 1e9,
+    memory: float = 2e8,
     scratch: Path | None = None,
 ) -> Iterator[GramRows]:
     """The Gram matrix of chosen features (ascending), as many rows at a time as `memory` bytes hold.

@@ -1,18 +1,19 @@
 """One walk over the cross-modal Gram matrix: best partners, strongest edges, sums of the bridges."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from jaxtyping import Float, Int
 
 from thresher.analyze.metrics.bridge import BridgeSums, add_bridges, start_bridges
-from thresher.analyze.metrics.pairs import Best, correlate_rows, start_best, update_best
+from thresher.analyze.metrics.pairs import Best, correlate_rows, find_best
 from thresher.analyze.statistics.gram import GramRows
 from thresher.analyze.statistics.paired import Marginals
 
-N_BINS = 2000
-"""Bins of the histogram of correlations on [-1, 1]."""
+WAITING = 2_000_000
+"""Edges that wait to be sorted out, at 40 bytes each."""
 
 
 class Edges(NamedTuple):
@@ -34,10 +35,6 @@ class Walk(NamedTuple):
     edges: Edges
     n_tests: int
     """Pairs of features that were looked at."""
-    histogram: Int[np.ndarray, " bin"]
-    """Correlations of all of them, N_BINS bins on [-1, 1]."""
-    largest: float
-    """The largest correlation of two features that fire together; -inf when none do."""
     bridges: BridgeSums | None
 
 
@@ -54,23 +51,48 @@ def walk_gram(blocks: Iterable[GramRows], marginals: Marginals, n_partners: int,
 
     Memory: one block and 2 * feature * n_partners edges. Ties go to the lower index, so blocks of any size give the same.
     """
-    n_features = len(marginals.image)
-    best, largest, n_tests = start_best(n_features), -np.inf, 0
-    across, down = _nothing(), _nothing()
-    histogram = np.zeros(N_BINS, np.int64)
+    n_features, n_tests = len(marginals.image), 0
+    across, down = [_nothing()], _Kept(n_features, n_partners)
     bridges = None if bridging is None else start_bridges(n_features, bridging.labels)
     for rows in blocks:
         rho = correlate_rows(rows, marginals)
         n_tests += rho.size
-        histogram += np.bincount(np.clip((rho.ravel() + 1) * (N_BINS / 2), 0, N_BINS - 1).astype(np.int64), minlength=N_BINS)
-        together = rows.cofires > 0
-        largest = max(largest, float(rho.max(initial=-np.inf, where=together)))
-        best = update_best(best, rows, rho)
-        across = _join(across, _choose(rows, rho, n_partners, axis=1))
-        down = _keep(_join(down, _choose(rows, rho, n_partners, axis=0)), n_partners, side=1)
+        rho[rows.cofires == 0] = 0
+        across.append(_keep(_take(rows, rho, rho >= _last_of_best(rho, n_partners)), n_partners, side=0))
+        down.add(_take(rows, rho, rho > down.least[rows.text]))
         if bridges is not None and bridging is not None:
             bridges = add_bridges(bridges, rows, marginals, bridging.dictionary, bridging.labels)
-    return Walk(best, _unite(across, down), n_tests, histogram, largest, bridges)
+    edges = _unite(_join(across), down.finish())
+    return Walk(find_best(edges.i, edges.j, edges.rho, n_features), edges, n_tests, bridges)
+
+
+class _Kept:
+    """The best edges of each text feature so far. Sorted out only when many have come together."""
+
+    def __init__(self, n_features: int, n_partners: int) -> None:
+        self.least = np.zeros(n_features)
+        self._n_partners = n_partners
+        self._parts: list[Edges] = []
+        self._n_waiting = 0
+
+    def add(self, edges: Edges) -> None:
+        """Take edges that are better than `least` of their text feature; image features come in ascending order."""
+        self._parts.append(edges)
+        self._n_waiting += len(edges.i)
+        if self._n_waiting > WAITING:
+            self._sort_out()
+
+    def finish(self) -> Edges:
+        """The best of all."""
+        self._sort_out()
+        return self._parts[0]
+
+    def _sort_out(self) -> None:
+        kept = _keep(_join([_nothing(), *self._parts]), self._n_partners, side=1)
+        self._parts, self._n_waiting = [kept], 0
+        features, first, counts = np.unique(kept.j, return_index=True, return_counts=True)
+        full = counts == self._n_partners
+        self.least[features[full]] = kept.rho[(first + counts - 1)[full]]
 
 
 def _nothing() -> Edges:
@@ -78,24 +100,26 @@ def _nothing() -> Edges:
     return Edges(empty, empty, np.zeros(0), empty, np.zeros(0))
 
 
-def _join(first: Edges, second: Edges) -> Edges:
-    return Edges(*(np.concatenate([a, b]) for a, b in zip(first, second, strict=True)))
+def _join(parts: Sequence[Edges]) -> Edges:
+    return Edges(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
 
-def _choose(rows: GramRows, rho: np.ndarray, n_partners: int, axis: int) -> Edges:
-    """The best entries of each row (axis 1) or column (axis 0) of the block."""
-    allowed = np.where((rows.cofires > 0) & (rho > 0), rho, 0.0)
-    length = allowed.shape[axis]
-    if length > n_partners:
-        least = np.partition(allowed, length - n_partners, axis=axis).take([length - n_partners], axis=axis)
-        allowed[allowed < least] = 0
-    r, c = np.nonzero(allowed)
-    found = Edges(rows.image[r], rows.text[c], rows.products[r, c], rows.cofires[r, c].astype(np.int64), rho[r, c])
-    return _keep(found, n_partners, side=1 - axis)
+def _last_of_best(rho: np.ndarray, n_partners: int) -> np.ndarray:
+    """The value of the last entry kept of each row [row, 1]; above 0."""
+    smallest = np.nextafter(0, 1)
+    if rho.shape[1] <= n_partners:
+        return np.full((len(rho), 1), smallest)
+    found = torch.topk(torch.from_numpy(rho), n_partners, dim=1, sorted=False).values.amin(1, keepdim=True)
+    return np.maximum(found.numpy(), smallest)
+
+
+def _take(rows: GramRows, rho: np.ndarray, chosen: np.ndarray) -> Edges:
+    r, c = np.nonzero(chosen)
+    return Edges(rows.image[r], rows.text[c], rows.products[r, c], rows.cofires[r, c].astype(np.int64), rho[r, c])
 
 
 def _keep(edges: Edges, n_partners: int, side: int) -> Edges:
-    """The best edges of each feature of the images (side 0) or the texts (side 1)."""
+    """The best edges of each feature of the images (side 0) or the texts (side 1), sorted by feature, best first."""
     here, there = edges[side], edges[1 - side]
     order = np.lexsort((there, -edges.rho, here))
     here = here[order]
@@ -104,7 +128,7 @@ def _keep(edges: Edges, n_partners: int, side: int) -> Edges:
 
 
 def _unite(first: Edges, second: Edges) -> Edges:
-    both = _join(first, second)
+    both = _join([first, second])
     order = np.lexsort((both.j, both.i))
     i, j = both.i[order], both.j[order]
     is_new = np.ones(len(i), dtype=bool)

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from scipy.sparse import csr_array
 from scipy.stats import hypergeom, pearson3
 
+from thresher.analyze.metrics.association import chance_of
 from thresher.analyze.metrics.bridge import (
     alignment_ratio,
     bridge_norms,
@@ -15,7 +16,7 @@ from thresher.analyze.metrics.bridge import (
     uncentred_bridge,
 )
 from thresher.analyze.metrics.margin import divide_margin, divide_margin_by_class
-from thresher.analyze.metrics.null import chance_of_pairing, chance_of_products, upper_tail
+from thresher.analyze.metrics.null import chance_of_products, upper_tail
 from thresher.analyze.metrics.pairs import correlate_rows, correlate_self, is_mutual
 from thresher.analyze.metrics.resample import Resample
 from thresher.analyze.statistics.gram import iterate_gram
@@ -89,12 +90,14 @@ def test_a_walk_over_blocks_finds_what_the_whole_matrix_holds(seed: int, rows_at
     _, _, dictionary, pairing = draw(seed)
     rows, marginals = gram(pairing)
     rho = np.where(rows.cofires > 0, correlate_rows(rows, marginals), -np.inf)
+    rho[rho <= 0] = -np.inf
     labels = np.stack([EVERY % 3, EVERY // 3])
     blocks = iterate_gram(pairing, EVERY, EVERY, memory=64.0 * M * rows_at_once)
     walk = walk_gram(blocks, marginals, 2, Bridging(dictionary, labels))
-    assert walk.best.text_of_image.tolist() == rho.argmax(1).tolist()
-    assert walk.best.image_of_text.tolist() == rho.argmax(0).tolist()
-    assert walk.n_tests == walk.histogram.sum() == M * M
+    assert walk.best.text_of_image.tolist() == np.where(np.isfinite(rho.max(1)), rho.argmax(1), -1).tolist()
+    assert walk.best.image_of_text.tolist() == np.where(np.isfinite(rho.max(0)), rho.argmax(0), -1).tolist()
+    np.testing.assert_array_equal(walk.best.rho_of_image, np.where(np.isfinite(rho.max(1)), rho.max(1), np.nan))
+    assert walk.n_tests == M * M
     wanted = {(i, j) for i in EVERY for j in np.argsort(-rho[i])[:2] if rho[i, j] > 0}
     wanted |= {(i, j) for j in EVERY for i in np.argsort(-rho[:, j])[:2] if rho[i, j] > 0}
     edges = walk.edges
@@ -109,7 +112,8 @@ def test_a_walk_over_blocks_finds_what_the_whole_matrix_holds(seed: int, rows_at
     assert bridges is not None
     np.testing.assert_allclose(bridges.rows, [abs(raw).sum(1), abs(centred).sum(1)], rtol=1e-11)
     np.testing.assert_allclose(bridges.columns, [abs(raw).sum(0), abs(centred).sum(0)], rtol=1e-11)
-    np.testing.assert_allclose(bridges.strongest, np.sort(abs(centred).ravel())[::-1], rtol=1e-11)
+    strongest = np.sort(abs(centred).ravel())[::-1]
+    np.testing.assert_allclose(bridges.strongest, strongest[strongest > 0], rtol=1e-11)
     for which, part in enumerate((abs(raw), centred, abs(centred))):
         one = part[np.ix_(labels[1] == 0, labels[1] == 1)].sum()
         assert bridges.regions[which, 1, 0, 1] == pytest.approx(one, rel=1e-10, abs=1e-12)
@@ -247,12 +251,13 @@ def test_p_values_of_deranged_pairs_are_uniform_or_larger() -> None:
         assert (found <= level).mean() < 1.5 * level + 3 * (level / len(found)) ** 0.5
 
 
-def test_a_feature_paired_with_itself_is_found_even_when_it_fires_rarely() -> None:
+def test_a_feature_paired_with_itself_is_found_by_its_firings_when_rare_and_by_its_codes_when_always_on() -> None:
     codes = csr_array((np.arange(500)[:, None] < np.array([5, 20, 100, 500])) * np.linspace(1, 2, 500)[:, None])
     own = sum_pairs(pair_codes(codes, codes, np.tile(np.arange(500)[:, None], 2), np.arange(500)))
-    fires = own.images, own.texted, own.both
-    p = chance_of_pairing(own.groups.product.sum(0), own.image_powers, own.text_powers, fires, 500)
-    assert (p < [1e-10, 1e-30, 1e-90, 1e-60]).all()
+    together = chance_of(own.both.astype(float), own.images.astype(float), own.texted.astype(float), 500.0)
+    assert (together < [1e-10, 1e-30, 1e-90, 2]).all()
+    vary = chance_of_products(own.groups.product.sum(0), own.image_powers, own.text_powers, 500)
+    assert vary[3] < 1e-60
 
 
 def test_bridge_norms_tell_on_which_side_a_feature_bridges() -> None:

@@ -222,11 +222,9 @@ def test_examples_are_the_largest_rows_in_order(seed: int, k: int) -> None:
 
 
 def test_examples_of_many_blocks_are_those_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    from thresher.analyze.statistics.rows import iterate_blocks
-
     codes = csr_array(np.round(draw_dense(np.random.default_rng(5), 100, 6), 1))
     whole = find_examples(codes, 4)
-    monkeypatch.setattr(iterate_blocks, "__defaults__", (7,))
+    monkeypatch.setattr("thresher.analyze.statistics.examples.ROWS", 7)
     for one, other in zip(whole, find_examples(codes, 4), strict=True):
         np.testing.assert_array_equal(one, other)
 
