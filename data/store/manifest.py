@@ -1,8 +1,10 @@
 """The manifest: written last; a store is complete when it is there."""
 
 import hashlib
+import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import crc32c
@@ -13,7 +15,7 @@ from thresher.data.store.commits import Commit, describe_file
 from thresher.data.store.header import Header, check_version, pick
 from thresher.data.store.layout import FORMAT, MANIFEST, MOMENTS, RUN, VERSION
 from thresher.data.store.recovery import Committed, list_files, read_committed
-from thresher.data.store.storage import Storage, StoredFile, Stream, write_file
+from thresher.data.store.storage import SYNCS, Storage, StoredFile, Stream, write_file
 from thresher.errors import StoreError
 from thresher.runs import canonical_json
 
@@ -40,9 +42,9 @@ def write_manifest(storage: Storage, header: Header) -> None:
     states = combine_moments(storage, header, committed)
     write_file(storage, MOMENTS, [moments.dump_states(states)])
     files = dict(committed.files())
-    for path in [RUN, MOMENTS, *list_files(storage)]:
-        if path not in files:
-            files[path] = _measure(storage, path)
+    others = [path for path in [RUN, MOMENTS, *list_files(storage)] if path not in files]
+    with ThreadPoolExecutor(SYNCS) as pool:
+        files.update(zip(others, pool.map(_measure, itertools.repeat(storage), others), strict=True))
     document = {
         "format": FORMAT,
         "version": VERSION,

@@ -61,14 +61,33 @@ def empty_state(width: int) -> State:
     }
 
 
-def add_rows(state: State, rows: npt.NDArray[Any]) -> None:
-    """Add rows [row, width], as stored, in place.
+class Scratch:
+    """Memory that `add_rows` computes in: fresh pages for every slice cost more than what is computed in them."""
+
+    def __init__(self, width: int) -> None:
+        self._numbers = np.empty((SLICE_ROWS, width), np.float32)
+        self._squares = np.empty((SLICE_ROWS, width), np.float32)
+
+    def read(self, stored: npt.NDArray[Any]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """At most `SLICE_ROWS` stored rows as numbers, and their squares; both until the next call."""
+        numbers = self._numbers[: len(stored)]
+        if stored.dtype == np.uint16:
+            np.left_shift(stored, 16, out=numbers.view(np.uint32), dtype=np.uint32)
+        elif stored.dtype == np.float16:
+            # Exact in both; numpy's own conversion takes longer than all else here together.
+            torch.from_numpy(numbers).copy_(torch.from_numpy(stored))
+        else:
+            numbers = stored
+        return numbers, np.multiply(numbers, numbers, out=self._squares[: len(stored)])
+
+
+def add_rows(state: State, rows: npt.NDArray[Any], scratch: Scratch) -> None:
+    """Add rows [row, width], as stored (uint16 holds the bits of bfloat16), in place.
 
     Which numbers are added first depends only on their place in `rows`, so that equal calls give equal bits.
     """
     for start in range(0, len(rows), SLICE_ROWS):
-        part = as_float32(rows[start : start + SLICE_ROWS])
-        squares = part * part
+        part, squares = scratch.read(rows[start : start + SLICE_ROWS])
         norms = np.sqrt(squares.sum(axis=1))
         state["count"] += len(part)
         state["sum"] += _sum_rows(part)
@@ -79,16 +98,6 @@ def add_rows(state: State, rows: npt.NDArray[Any]) -> None:
         state["norm_range"] = np.array([min(low, norms.min()), max(high, norms.max())], np.float32)
         bins = (norms.view(np.uint32) >> MANTISSA_BITS).astype(np.int64) - FIRST_BIN
         state["norm_histogram"] += np.bincount(np.clip(bins, 0, N_BINS - 1), minlength=N_BINS)
-
-
-def as_float32(stored: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-    """Stored activations as numbers; uint16 holds the bits of bfloat16."""
-    if stored.dtype == np.uint16:
-        return np.left_shift(stored, 16, dtype=np.uint32).view(np.float32)
-    if stored.dtype == np.float16:
-        # Exact in both; numpy's own conversion takes longer than all else here together.
-        return torch.from_numpy(stored).float().numpy()
-    return stored.astype(np.float32, copy=False)
 
 
 class ExactSum:

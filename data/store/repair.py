@@ -130,11 +130,12 @@ def _rebuild_moments(storage: Storage, header: Header, space: str, commit: Commi
         if spec.hook_point is None:
             continue
         update(storage, f"{spec.path}/zarr.json", array_document(spec, max(commit.rows_end, _stored_rows(storage, spec.path))))
-        array, state = open_array(storage, activations_path(spec.hook_point)), moments.empty_state(spec.width or 1)
+        array = open_array(storage, activations_path(spec.hook_point))
+        state, scratch = moments.empty_state(spec.width or 1), moments.Scratch(spec.width or 1)
         for row in range(start, commit.rows_end, spec.chunk_rows):
             rows = np.empty((min(spec.chunk_rows, commit.rows_end - row), spec.width or 1), array.dtype)
             array.read_into(row, rows)
-            moments.add_rows(state, rows)
+            moments.add_rows(state, rows, scratch)
         states[spec.hook_point] = state
     path = moments_path(space, commit.block)
     return write_file(storage, path, [moments.dump_states(states)]) == commit.files[path]

@@ -1,6 +1,8 @@
 """The open end of a store: takes batches in order and commits what is full."""
 
+import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 from thresher.data.store.commits import START, UNKNOWN, Commit, Cursor, write_commit
 from thresher.data.store.header import Header
@@ -14,6 +16,9 @@ from thresher.data.store.storage import Storage
 from thresher.data.store.tables import TablePart
 from thresher.data.store.zarr_json import group_document, root_document
 from thresher.errors import StoreError
+
+HELPERS = min(4, os.cpu_count() or 1)
+"""Threads that compute moments beside the writes. Each hook point keeps at most one of them busy."""
 
 
 class Sink:
@@ -38,6 +43,7 @@ class Sink:
         self._items_before = {gap.start.batch: gap.start.items for gap in self._gaps}
         self._items = dict(self.start.items)
         self._next_batch = self.start.batch
+        self._helpers = ThreadPoolExecutor(HELPERS, thread_name_prefix="store-moments")
         self._modality = {spec.space: spec.modality for spec in header.hook_points}
         self._spaces = {space: self._open_space(space, committed) for space in header.layout.shard_rows}
         self._records = dict(committed.sequences[TABLES].records)
@@ -86,7 +92,7 @@ class Sink:
         write_manifest(self._storage, self._header)
 
     def commit_rest(self) -> None:
-        """Commit what is left."""
+        """Commit what is left; nothing can be appended any more."""
         cursor = Cursor(self._next_batch, 0, self._items) if self.is_open else self._end
         if cursor[:2] < self._end[:2] or (not self.is_open and self.next_needed(self._next_batch) is not None):
             raise StoreError(
@@ -99,9 +105,11 @@ class Sink:
             self._items = dict(cursor.items)
             self._next_batch = cursor.batch
             self._commit_tables(final=True)
+        self._helpers.shutdown()
 
     def discard(self) -> None:
         """Forget what is not committed."""
+        self._helpers.shutdown(cancel_futures=True)
         for space in self._spaces.values():
             space.discard()
 
@@ -112,7 +120,7 @@ class Sink:
 
     def _open_space(self, name: str, committed: Committed) -> SpaceWriter:
         arrays = arrays_of(name, self._header.hook_points, self._header.layout)
-        space = SpaceWriter(self._storage, name, arrays, committed.sequences[name], is_alone=self._is_alone)
+        space = SpaceWriter(self._storage, name, arrays, committed.sequences[name], self._helpers, is_alone=self._is_alone)
         space.skip_to(committed.idle(name))
         return space
 

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -11,66 +11,14 @@ import torch
 from torch import Tensor
 
 from thresher.data.store import moments
+from thresher.data.store.column import Column
 from thresher.data.store.commits import START, UNKNOWN, Commit, Cursor, write_commit
 from thresher.data.store.layout import ArraySpec, commit_path, moments_path, redo_path
 from thresher.data.store.recovery import Blocks
 from thresher.data.store.schema import Rows
-from thresher.data.store.shard import STORAGE, shard_index
-from thresher.data.store.storage import NewFile, Storage, StoredFile, write_file
+from thresher.data.store.storage import SYNCS, Storage, StoredFile, write_file
 from thresher.data.store.zarr_json import array_document
 from thresher.errors import StoreError
-
-SYNCS = 16
-"""Shards that are made durable at once; the disk merges them."""
-
-
-class Column:
-    """One array of a row space: fills a chunk, and writes it to the shard when it is full."""
-
-    def __init__(self, storage: Storage, spec: ArraySpec) -> None:
-        self.spec = spec
-        self._storage = storage
-        shape = (spec.chunk_rows,) if spec.width is None else (spec.chunk_rows, spec.width)
-        self._chunk = np.zeros(shape, STORAGE[spec.data_type])
-        self._filled = 0
-        self._marks: list[str] = []
-        self._shard: NewFile | None = None
-        self.moments = moments.empty_state(spec.width or 1)
-
-    def append(self, values: npt.NDArray[Any], block: int) -> None:
-        """Add rows to shard `block`, at most as many as it has room for."""
-        while len(values):
-            taken = min(len(values), len(self._chunk) - self._filled)
-            self._chunk[self._filled : self._filled + taken] = values[:taken]
-            self._filled += taken
-            values = values[taken:]
-            if self._filled == len(self._chunk):
-                self._flush(block)
-
-    def finish_shard(self, block: int) -> StoredFile:
-        """Make shard `block` durable, its last chunk filled up with zeros."""
-        if self._filled:
-            self._flush(block)
-        assert self._shard is not None, "a block has at least one row"
-        self._shard.append(shard_index(len(self._marks), self.spec.shard_rows // self.spec.chunk_rows, self._chunk.nbytes))
-        stored = self._shard.commit()._replace(chunks="".join(self._marks))
-        self._shard, self._marks = None, []
-        return stored
-
-    def discard(self) -> None:
-        """Forget the shard that is not finished."""
-        if self._shard is not None:
-            self._shard.discard()
-
-    def _flush(self, block: int) -> None:
-        if self._shard is None:
-            self._shard = self._storage.create(self.spec.shard_path(block))
-        if self.spec.hook_point is not None:
-            moments.add_rows(self.moments, self._chunk[: self._filled])
-        self._chunk[self._filled :] = 0
-        self._shard.append(self._chunk.data)
-        self._filled = 0
-        self._marks.append(self._shard.checksum)
 
 
 class SpaceWriter:
@@ -80,7 +28,14 @@ class SpaceWriter:
     """
 
     def __init__(
-        self, storage: Storage, space: str, arrays: Sequence[ArraySpec], blocks: Blocks, *, is_alone: bool = True
+        self,
+        storage: Storage,
+        space: str,
+        arrays: Sequence[ArraySpec],
+        blocks: Blocks,
+        helpers: Executor,
+        *,
+        is_alone: bool = True,
     ) -> None:
         self._is_alone = is_alone
         self.space = space
@@ -89,7 +44,7 @@ class SpaceWriter:
         self.rows_stored = 0
         self.is_final = False
         self._storage = storage
-        self._columns = [Column(storage, spec) for spec in arrays]
+        self._columns = [Column(storage, spec, helpers) for spec in arrays]
         self._shard_rows = arrays[0].shard_rows
         self._records = dict(blocks.records)
         self._redo = blocks.redo
@@ -165,7 +120,7 @@ class SpaceWriter:
             with ThreadPoolExecutor(min(SYNCS, len(paths))) as pool:
                 stored = pool.map(Column.finish_shard, self._columns, itertools.repeat(self._block))
                 files.update(zip(paths, stored, strict=True))
-            states = {c.spec.hook_point: c.moments for c in self._columns if c.spec.hook_point is not None}
+            states = {c.spec.hook_point: c.take_moments() for c in self._columns if c.spec.hook_point is not None}
             path = moments_path(self.space, self._block)
             files[path] = write_file(self._storage, path, [moments.dump_states(states)])
         commit = Commit(self._block, self._filled, self.rows_stored + self._filled, files, cursor, final, idle=())
@@ -174,8 +129,6 @@ class SpaceWriter:
         if self._block in self._redo:
             self._storage.delete(redo_path(self.space, self._block))
         self._records[self._block] = commit
-        for column in self._columns:
-            column.moments = moments.empty_state(column.spec.width or 1)
         self._filled = 0
         self._pass_stored()
         if self._is_alone:

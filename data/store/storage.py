@@ -4,6 +4,9 @@ import io
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+SYNCS = 16
+"""Files that are made durable at once; the disk merges them."""
+
 
 class StoredFile(NamedTuple):
     """A file that is whole and durable."""

@@ -3,7 +3,9 @@
 # pyright: reportUnknownParameterType=none
 # pyarrow is not typed
 
+import itertools
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,7 +13,7 @@ import pyarrow.parquet as pq
 from thresher.data.records import Modality
 from thresher.data.store.layout import MODALITIES, table_path
 from thresher.data.store.schema import Batch, Item
-from thresher.data.store.storage import Storage, StoredFile, Stream, write_file
+from thresher.data.store.storage import SYNCS, Storage, StoredFile, Stream, write_file
 
 _CONCEPTS = ("concepts", pa.list_(pa.int32()))
 SCHEMA: Mapping[str, pa.Schema] = {
@@ -50,11 +52,10 @@ class TablePart:
         """Write the tables that have rows; the files by their path."""
         tables = {f"items/{modality}": _items_table(modality, items) for modality, items in self._items.items()}
         tables["pairs"] = pa.Table.from_arrays(_columns(self._pairs, 2, SCHEMA["pairs"]), schema=SCHEMA["pairs"])
-        return {
-            table_path(name, block): write_file(storage, table_path(name, block), [_serialize(table)])
-            for name, table in tables.items()
-            if table.num_rows
-        }
+        parts = {table_path(name, block): [_serialize(table)] for name, table in tables.items() if table.num_rows}
+        with ThreadPoolExecutor(SYNCS) as pool:
+            stored = pool.map(write_file, itertools.repeat(storage), parts, parts.values())
+            return dict(zip(parts, stored, strict=True))
 
 
 def read_table(storage: Storage, name: str, paths: Sequence[str], columns: Sequence[str] | None) -> pa.Table:

@@ -240,7 +240,9 @@ def test_moments_of_blocks_add_up_to_the_same_bits_in_every_order(seed, n):
     for _ in range(n):
         state = moments.empty_state(5)
         scale = 10.0 ** chance.integers(-6, 6)
-        moments.add_rows(state, (scale * chance.standard_normal((chance.integers(1, 40), 5))).astype(np.float32))
+        moments.add_rows(
+            state, (scale * chance.standard_normal((chance.integers(1, 40), 5))).astype(np.float32), moments.Scratch(5)
+        )
         states.append(state)
     orders = [states, states[::-1], [states[i] for i in chance.permutation(n)]]
     dumped = {moments.dump_states({"hook": moments.add_states(order, 5)}) for order in orders}

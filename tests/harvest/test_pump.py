@@ -29,7 +29,7 @@ from thresher.harvest.pump import IN_FLIGHT, pump
 from thresher.harvest.run import HarvestConfig, run
 
 N = 23
-STAGES = ("read", "prepare", "finish", "store-writer")
+STAGES = ("read", "prepare", "finish", "store-writer", "store-moments")
 
 
 def make_config(out: Path, folder: Path, **changes: Any) -> HarvestConfig:
