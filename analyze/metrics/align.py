@@ -61,16 +61,16 @@ def fit_sinkhorn(
 ) -> Float[np.ndarray, "image_feature text_feature"]:
     """A soft matching of features: the plan of largest sum rho_ij P_ij + temperature * entropy.
 
-    All rows have the same mass, all columns too (Cuturi 2013, arXiv 1306.0895; in logarithms). As the temperature falls it
+    All rows have the same mass, all columns too (Cuturi 2013, arXiv 1306.0895). As the temperature falls it
     becomes the one-to-one matching. Multiply image codes by it to bring them to text features. Rows sum to 1. Measure D12.
     """
-    logs = rho / temperature
-    rows, columns = np.zeros(rho.shape[0]), np.zeros(rho.shape[1])
-    share = np.log(rho.shape[0] / rho.shape[1])
+    # Relative to the best of a row, and above 0, so that no sum is 0 at low temperatures.
+    kernel = np.maximum(np.exp((rho - rho.max(axis=1, keepdims=True)) / temperature), 1e-200)
+    columns = np.ones(rho.shape[1])
     for _ in range(n_rounds):
-        rows = -np.logaddexp.reduce(logs + columns[None], axis=1)
-        columns = share - np.logaddexp.reduce(logs + rows[:, None], axis=0)
-    plan = np.exp(logs + rows[:, None] + columns[None])
+        rows = 1 / (kernel @ columns)
+        columns = rho.shape[0] / rho.shape[1] / (rows @ kernel)
+    plan = kernel * columns
     return plan / plan.sum(axis=1, keepdims=True)
 
 

@@ -72,6 +72,8 @@ def group_partners(
     """
     chosen = rho >= least_rho
     i, j = i[chosen], j[chosen]
+    if len(i) == 0:
+        return []
     order = np.lexsort((j, i))
     i, j = i[order], j[order]
     by_feature = texts.tocsc()

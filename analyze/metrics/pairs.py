@@ -73,7 +73,7 @@ class Best(NamedTuple):
 def find_best(
     i: Int[np.ndarray, " edge"], j: Int[np.ndarray, " edge"], rho: Float[np.ndarray, " edge"], n_features: int
 ) -> Best:
-    """Best partners among edges (i on images, j on texts) that hold the strongest of every feature. Ties go to the lower index."""
+    """Best partners among edges (i on images, j on texts) that hold the strongest of every feature; ties to the lower index."""
     found: list[np.ndarray] = []
     for here, there in ((i, j), (j, i)):
         order = np.lexsort((there, -rho, here))

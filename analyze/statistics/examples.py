@@ -8,7 +8,6 @@ from scipy.sparse import csr_array
 
 from thresher.analyze.statistics.rows import iterate_blocks, read_entries, shape_of
 
-
 ROWS = 65_536
 """Rows read at once. Any number gives the same examples."""
 
