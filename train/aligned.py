@@ -1,7 +1,8 @@
 """Dictionaries over hook points side by side: what they are asked for, and what a training gives them."""
 
 import dataclasses
-from typing import Protocol, TypeVar, runtime_checkable
+from collections.abc import Sequence
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -12,6 +13,7 @@ from thresher.data.mixture import Mixture
 from thresher.data.store import Store
 from thresher.errors import ConfigError
 from thresher.train.arch import Architecture, BatchTopKCrosscoder, Crosscoder, Transcoder
+from thresher.train.arch.crosscoder import relative_norms
 from thresher.train.codes import Codes
 from thresher.train.normalize import NormalizeConfig, Normalizer, measure
 from thresher.train.protocol import SAE
@@ -68,3 +70,14 @@ def measure_aligned(store: AlignedStore, settings: NormalizeConfig, *, holdout: 
     for row, each, width in zip(mean, found, store.widths, strict=True):
         row[:width] = each.mean[0]
     return Normalizer(settings.rows == "unit", mean, torch.cat([each.scale for each in found]), store.widths)
+
+
+@torch.no_grad()
+def describe_norms(sae: SAE, hook_points: Sequence[str]) -> dict[str, Any]:
+    """Of a crosscoder, under `relative_norms`: for each hook point the deciles (0 to 1, eleven numbers) of its share in the
+    atoms' decoder norms. Nothing for others. See `relative_norms` for those of each atom."""
+    if not isinstance(sae, AlignedSAE) or len(sae.decoded) < 2:
+        return {}
+    shares = relative_norms(sae.dictionary, sae.widths).double()
+    deciles = shares.quantile(torch.linspace(0, 1, 11, dtype=shares.dtype, device=shares.device), dim=0)
+    return {"relative_norms": {name: own.tolist() for name, own in zip(hook_points, deciles.T, strict=True)}}

@@ -1,7 +1,7 @@
 """How well a dictionary reconstructs held-out rows, and how sparsely."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -71,6 +71,12 @@ def evaluate(
             raise StoreError(f"{name}: {each.n_rows} held-out rows do not differ; harvest more records or hold out more")
     pooled = {} if "pooled" in sums else {"pooled": _conclude(_add_up(list(sums.values())))}
     return {name: _conclude(each) for name, each in sums.items()} | pooled
+
+
+def summarize(measured: Mapping[str, Evaluation]) -> dict[str, Any]:
+    """What `evaluate` gives as plain values: the pooled numbers, and those of each hook point under `hook_points`."""
+    found = {name: each._asdict() for name, each in measured.items()}
+    return found.pop("pooled") | {"hook_points": found}
 
 
 def _sum_up(sae: SAE, normalizer: Normalizer, group: int, chunks: Iterable[Tensor]) -> _Sums:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from thresher.cli_common import guard, print_pairs
+from thresher.cli_common import guard, print_pairs, print_table
 
 app = typer.Typer(no_args_is_help=True, help="Look at sparse autoencoders; exchange them with other libraries and the hub.")
 
@@ -73,6 +73,26 @@ def import_(
 
     written = import_sae(folder, out, hook_point=hook_point, store=store, lossy=lossy)
     _say(written.folder, written.lost)
+
+
+@app.command()
+@guard
+def evaluate(
+    path: Checkpoint,
+    store: Annotated[str | None, typer.Option(help="The store; that of its training when not given.")] = None,
+    hook_point: Annotated[str | None, typer.Option(help="What the store calls the place, where it differs.")] = None,
+    out: Annotated[Path | None, typer.Option(help="File to write; assessment.json in the checkpoint when not given.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.")] = "auto",
+) -> None:
+    """Measure a checkpoint, ours or imported, on a store's held-out rows: R2, L0 and dead atoms per hook point."""
+    from thresher.train.assess import assess
+
+    found = assess(path, store=store, hook_point=hook_point, out=out, device=device)
+    rows = [{"hook point": name, **each._asdict()} for name, each in found.by_hook_point.items()]
+    print_table([{key: f"{value:.4g}" if isinstance(value, float) else value for key, value in row.items()} for row in rows])
+    if not found.is_known_split:
+        typer.echo("it was not trained here on this store: these rows may be among those it was fitted to", err=True)
+    typer.echo(found.path)
 
 
 @app.command()

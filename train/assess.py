@@ -1,0 +1,86 @@
+"""A checkpoint, ours or imported, measured on the held-out rows of a store."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from thresher.data.aligned import AlignedStore
+from thresher.data.mixture import Mixture, open_stores
+from thresher.data.store import Store
+from thresher.devices import find_device
+from thresher.errors import CheckpointError, StoreError
+from thresher.files import write_atomic
+from thresher.runs import canonical_json
+from thresher.train.aligned import align
+from thresher.train.checkpoint import TrainedSAE, check_width, load_sae
+from thresher.train.evaluate import Evaluation, evaluate
+from thresher.train.split import read_side
+
+ASSESSMENT = "assessment.json"
+"""Written beside the checkpoint when no other place is given."""
+
+
+class Assessment(NamedTuple):
+    """What was measured, and where it was written."""
+
+    path: Path
+    is_known_split: bool
+    """Whether it was trained on this store, so that the rows are known to be ones it has not seen."""
+    by_hook_point: Mapping[str, Evaluation]
+    """And over all of them under `pooled`, where they are several."""
+
+
+def assess(
+    folder: Path,
+    *,
+    store: Path | str | None = None,
+    hook_point: str | None = None,
+    out: Path | None = None,
+    device: str = "auto",
+) -> Assessment:
+    """Measure a checkpoint on the held-out rows of `store`, by default that of its training, and write it down as JSON.
+
+    `hook_point` is what the store calls the place of a dictionary of one hook point, where it is called otherwise in the
+    checkpoint. The split is that of the checkpoint (an import's is the default one). Raises CheckpointError: a hook point or
+    a width that does not fit; StoreError: a store without the hook points or without held-out rows.
+    """
+    trained = load_sae(folder, find_device(device))
+    opened = open_stores(store if store is not None else trained.config.store)
+    found = measure_held_out(trained, opened, hook_point)
+    is_known = trained.is_trained_on(opened.fingerprint) and "imported" not in trained.store_identity
+    path = folder / ASSESSMENT if out is None else out
+    described: dict[str, Any] = {
+        "checkpoint": str(folder),
+        "store": {"path": str(opened.path), "fingerprint": opened.fingerprint},
+        "is_known_split": is_known,
+        "holdout": trained.config.stream.holdout,
+        "seed": trained.config.seed,
+        "evaluation": {name: each._asdict() for name, each in found.items()},
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, [canonical_json(described)])
+    return Assessment(path, is_known, found)
+
+
+def measure_held_out(trained: TrainedSAE, store: Store | Mixture, hook_point: str | None = None) -> dict[str, Evaluation]:
+    """R2, L0 and the rest per hook point on held-out rows. Raises as `assess` does."""
+    names, config = trained.hook_points, trained.config
+    if hook_point is not None:
+        if len(names) > 1:
+            raise CheckpointError(f"{hook_point}: the dictionary has the hook points {', '.join(names)}; it is measured on all")
+        names = (hook_point,)
+    view = align(store, names, config.sae)
+    if isinstance(view, AlignedStore):
+        names = (view.joint,)
+    for name in names:
+        if name not in view.hook_points:
+            raise StoreError(
+                f"{store.path}: no hook point {name!r}; the store has {', '.join(store.hook_points)}. Say with --hook-point "
+                "which of them the dictionary is for"
+            )
+        if not isinstance(view, AlignedStore):
+            check_width(trained, name, view.hook_points[name].width)
+    holdout, seed = config.stream.holdout, config.seed
+    rows = {name: read_side(view, name, "held_out", holdout=holdout, seed=seed) for name in names}
+    found = evaluate(trained.sae, trained.normalizer, rows)
+    return found if len(found) > 2 else {name: each for name, each in found.items() if name != "pooled"}
