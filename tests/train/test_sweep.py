@@ -23,6 +23,7 @@ from thresher.train import run as single
 from thresher.train.arch import (
     AbsTopK,
     BatchTopK,
+    Crosscoder,
     DistanceWeighted,
     Gated,
     JumpRelu,
@@ -36,6 +37,7 @@ from thresher.train.arch import (
     TopK,
 )
 from thresher.train.checkpoint import load_sae
+from thresher.train.classical import KMeans
 from thresher.train.config import TrainConfig
 from thresher.train.optimizer import OptimizerConfig
 from thresher.train.sweep import member, together
@@ -61,6 +63,7 @@ def configure(store: Path, out: Path, iterations: int = 30, **fields) -> SweepCo
         evaluate_every=10,
         checkpoint_every=10,
         device="cpu",
+        tensorboard=False,
     )
     return SweepConfig(out=out, base=base, **fields)
 
@@ -125,15 +128,15 @@ def test_seeds_differ_in_the_dictionary_they_start_from_only(make_store: MakeSto
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from thresher.train.sweep import member
+from thresher.train import session
 from thresher.train.sweep.run import load, run
-save, done = member.save_state, [0]
+save, done = session.save_state, [0]
 def die(*arguments):
     done[0] += 1
     if done[0] == 5:
         os.kill(os.getpid(), signal.SIGKILL)
     save(*arguments)
-member.save_state = die
+session.save_state = die
 run(load(Path(sys.argv[1])))
 """
 """A sweep of three that is killed at its second checkpoint when one member is saved and two are not."""
@@ -178,23 +181,23 @@ def test_ctrl_c_saves_all_members_and_the_sweep_goes_on_bit_for_bit(
 
 
 def test_members_added_later_come_out_as_if_there_from_the_start(make_store: MakeStore, tmp_path: Path) -> None:
-    """A new architecture, a new size, a new seed and a new wanted L0; with a search. What was finished is not touched."""
+    """A new architecture, a new seed and a new wanted L0; with a search. What was finished is not touched."""
     store = make_store()
     less = {"architectures": {"mp": MP, "batch": BatchTopK()}, "grid": GridConfig(l0=(2.0,), d_sae=(32,), lr=(0.001, 0.01))}
     more = {
         "architectures": {"relu": Relu(), **less["architectures"]},
-        "grid": GridConfig(l0=(3.0, 2.0), d_sae=(32, 24), lr=(0.001, 0.01)),
+        "grid": GridConfig(l0=(3.0, 2.0), d_sae=(32,), lr=(0.001, 0.01)),
     }
     search = SearchConfig(rungs=(0.3, 0.5), l0_tries=2)
     grown, whole = tmp_path / "grown", tmp_path / "whole"
-    run(configure(store, grown, 16, search=search, **less))
+    run(configure(store, grown, 10, search=search, **less))
     before = {path: path.stat().st_mtime_ns for path in (grown / "members").rglob("*") if path.is_file()}
-    run(configure(store, grown, 16, search=search, seeds=(0, 1), **more))
-    run(configure(store, whole, 16, search=search, seeds=(0, 1), **more))
+    run(configure(store, grown, 10, search=search, seeds=(0, 1), **more))
+    run(configure(store, whole, 10, search=search, seeds=(0, 1), **more))
     assert len(before) > 0
     assert all(path.stat().st_mtime_ns == time for path, time in before.items())
     assert members(grown) == members(whole)
-    assert len(members(grown)) == 3 * 2 * 2 * 2
+    assert len(members(grown)) == 3 * 2 * 2
     timed = {"seconds", "folder"}
     assert [{k: v for k, v in row.items() if k not in timed} for row in rows(grown, "members.csv")] == [
         {k: v for k, v in row.items() if k not in timed} for row in rows(whole, "members.csv")
@@ -206,14 +209,14 @@ def test_a_batch_is_read_and_normalised_once_for_all_members(
 ) -> None:
     seen: dict[int, set[int]] = {}
     kept = []
-    step = member.Member.step
+    take = member.Member.take
 
-    def note(self, x):
+    def note(self, x, position):
         kept.append(x)
         seen.setdefault(self.done, set()).add(id(x))
-        step(self, x)
+        return take(self, x, position)
 
-    monkeypatch.setattr(member.Member, "step", note)
+    monkeypatch.setattr(member.Member, "take", note)
     run(configure(make_store(), tmp_path / "sweep", 5, architectures={"mp": MP, "topk": TOPK, "relu": RELU}))
     assert sorted(seen) == [0, 1, 2, 3, 4]
     assert all(len(ids) == 1 for ids in seen.values())
@@ -234,7 +237,7 @@ def test_a_member_that_diverges_is_reported_and_the_others_end_as_without_it(mak
     assert table["fierce"]["R2 vision.embed"] == "-"
     assert table["mp"]["note"] == ""
     found = [row for row in rows(settings.out, "members.csv") if row["group"] == "fierce"]
-    assert all("stopped being finite between iterations 0 and 7" in row["diverged"] and row["l0"] == "" for row in found)
+    assert all("stopped being finite at iteration" in row["diverged"] and row["l0"] == "" for row in found)
     before = (settings.out / "members" / "fierce-seed=0" / "cost.json").stat().st_mtime_ns
     run(settings)
     assert (settings.out / "members" / "fierce-seed=0" / "cost.json").stat().st_mtime_ns == before
@@ -309,6 +312,22 @@ def test_the_tables_hold_what_the_members_reached(make_store: MakeStore, tmp_pat
     result = json.loads((settings.out / "sweep.json").read_bytes())
     assert result["equal_time_seconds"] == min(float(row["seconds"]) for row in found)
     assert "+-" in (settings.out / "table.md").read_text()
+
+
+def test_what_is_fitted_once_and_what_reads_hook_points_side_by_side_is_compared_too(
+    make_store: MakeStore, tmp_path: Path
+) -> None:
+    """k-means beside an SAE and a crosscoder, each as trained alone."""
+    named = {"kmeans": KMeans(d_sae=32, k=2), "cross": Crosscoder(d_sae=32, k=3), "mp": MP}
+    members = {name: MemberConfig(sae=sae) for name, sae in named.items()}
+    settings = configure(make_store(), tmp_path / "sweep", 5, members=members)
+    run(settings)
+    for name, sae in named.items():
+        alone = dataclasses.replace(settings.base, sae=sae, init_seed=0, out=tmp_path / "alone" / name)
+        single.run(alone)
+        assert contents(settings.out / "members" / f"{name}-seed=0")[1] == contents(alone.out)[1], name
+    table = {row["group"]: row for row in rows(settings.out, "table.csv")}
+    assert all(float(row["seconds"]) > 0 and row["r2/vision.embed"] != "" for row in table.values())
 
 
 def test_what_cannot_be_swept_is_refused(make_store: MakeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -79,6 +79,7 @@ def test_a_dictionary_may_be_smaller_than_the_default_sparsity() -> None:
         ({"architectures": {"mp": {"kind": "mp"}}, "corrections": -1}, "corrections="),
         ({"members": {"mp": {"sae": {"kind": "mp"}}}, "grid": {"lr": [0.1]}}, "of which none is given"),
         ({"base": {**BASE, "out": "x"}}, r"base\.out"),
+        ({"base": {**BASE, "patience": 3}, "architectures": {"mp": {"kind": "mp"}}}, r"base\.patience"),
         ({"base": 3}, "base: expected"),
         ({"architectures": {"mp": {"kind": "mq"}}}, r"architectures\.kind: unknown kind 'mq'"),
     ],

@@ -104,6 +104,9 @@ class SweepConfig:
             raise ConfigError(f"l0_tolerance={self.l0_tolerance}: give a number between 0 and 1")
         if self.corrections < 0:
             raise ConfigError(f"corrections={self.corrections}: at least 0")
+        for name in ("patience", "go_back_to", "wandb", "profile"):
+            if getattr(self.base, name) is not None:
+                raise ConfigError(f"base.{name}: not in a sweep, whose members take equal steps at once; leave it away")
         if not self.architectures and self.grid != GridConfig():
             raise ConfigError("grid: varies `architectures`, of which none is given; members are trained as given")
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from thresher.errors import ConfigError
 from thresher.train.arch import Architecture
+from thresher.train.classical import Classical
 from thresher.train.config import TrainConfig
 from thresher.train.optimizer import OptimizerConfig
 from thresher.train.sweep.config import SweepConfig
@@ -36,10 +37,12 @@ def list_groups(settings: SweepConfig) -> list[Group]:
         parts = [name] + ([] if l0 is None else [f"l0={l0:g}"]) + ([] if d_sae is None else [f"d_sae={d_sae}"])
         at = "-".join(parts)
         sized = _resize(sae, d_sae, l0, at)
-        if settings.search is not None or not grid.lr:
-            found.append(Group(at, name, sized, l0, base, grid.lr or (base.lr,)))
+        # What is fitted once has no learning rate.
+        lrs = (base.lr,) if isinstance(sae, Classical) else grid.lr or (base.lr,)
+        if settings.search is not None or not grid.lr or isinstance(sae, Classical):
+            found.append(Group(at, name, sized, l0, base, lrs))
         else:
-            found += [Group(f"{at}-lr={lr:g}", name, sized, l0, base, (lr,)) for lr in grid.lr]
+            found += [Group(f"{at}-lr={lr:g}", name, sized, l0, base, (lr,)) for lr in lrs]
     for name, member in settings.members.items():
         optimizer = member.optimizer or base
         found.append(Group(name, name, member.sae, None, optimizer, (optimizer.lr,)))
@@ -67,18 +70,14 @@ def set_l0(group: Group, asked: float | None) -> Architecture:
         raise ConfigError(f"{group.name}: cannot be set to an L0 of {asked:g}: {error}") from error
 
 
-def configure(
-    settings: SweepConfig, group: Group, out: Path, *, lr: float, asked: float | None, seed: int, rows: int | None = None
-) -> TrainConfig:
-    """The training of one member: what `thresher train` would be told. With `rows` it is a short one of a search."""
-    budget = {} if rows is None else {"rows": rows, "epochs": None, "evaluate_every": rows}
+def configure(settings: SweepConfig, group: Group, out: Path, *, lr: float, asked: float | None, seed: int) -> TrainConfig:
+    """The training of one member: what `thresher train` would be told."""
     return dataclasses.replace(
         settings.base,
         sae=set_l0(group, asked),
         out=out,
         optimizer=dataclasses.replace(group.optimizer, lr=lr),
         init_seed=seed,
-        **budget,
     )
 
 

@@ -191,7 +191,8 @@ def _take(group: Finished, read: Callable[[Outcome], float]) -> list[float]:
 
 
 def _read(outcome: Outcome, hook_point: str, name: str) -> float:
-    return float((outcome.evaluation or {})["hook_points"][hook_point][name])
+    """NaN for a hook point that it does not reconstruct, such as the input of a transcoder."""
+    return float((outcome.evaluation or {})["hook_points"].get(hook_point, {}).get(name, math.nan))
 
 
 def _name_clock(groups: Sequence[Finished]) -> str:

@@ -4,17 +4,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from thresher.data.mixture import open_stores
 from thresher.errors import CheckpointError, ConfigError
 from thresher.ranks import count_ranks
 from thresher.runs import refuse_foreign, write_provenance
-from thresher.train.run import open_stream
+from thresher.team import open_team
 from thresher.train.sweep.config import SweepConfig, load
 from thresher.train.sweep.outcome import Outcome
-from thresher.train.sweep.plan import Group, configure, list_groups, name_members
+from thresher.train.sweep.plan import configure, list_groups, name_members
 from thresher.train.sweep.report import RESULT, Finished, read_table, write_report
 from thresher.train.sweep.search import Request, Trial, pick_nearest, reach, search
-from thresher.train.sweep.together import Shared, share, train_together
+from thresher.train.sweep.source import Source
+from thresher.train.sweep.together import train_together
 
 __all__ = ["SweepConfig", "load", "read_table", "run"]
 
@@ -40,25 +40,16 @@ def run(settings: SweepConfig) -> Path:
         raise ConfigError("a sweep runs in one process; start `thresher sweep` without accelerate launch or torchrun")
     refuse_foreign(settings.out, [RESULT, MEMBERS, "search"])
     groups = list_groups(settings)
-    store = open_stores(settings.base.store, cache=settings.base.cache)
-    shared = share(settings.base, store)
-    chosen, trials = search(settings, groups, shared, _count_rows(settings, shared))
-    trained = _train_groups(settings, [chosen[group.name] for group in groups], shared)
-    write_provenance(settings.out, settings, {"store": store.fingerprint})
+    with open_team() as team:
+        source = Source(settings.base, team)
+        chosen, trials = search(settings, groups, source)
+        trained = _train_groups(settings, [chosen[group.name] for group in groups], source)
+    write_provenance(settings.out, settings, {"store": source.store.fingerprint})
     write_report(settings, [_account(one, trials) for one in trained], trials)
     return settings.out
 
 
-def _count_rows(settings: SweepConfig, shared: Shared) -> int:
-    """Rows of the full budget."""
-    stream = open_stream(settings.base, shared.store, shared.device)
-    try:
-        return settings.base.count_iterations(stream.n_rows) * settings.base.stream.batch_size
-    finally:
-        stream.close()
-
-
-def _train_groups(settings: SweepConfig, requests: Sequence[Request], shared: Shared) -> list[_Trained]:
+def _train_groups(settings: SweepConfig, requests: Sequence[Request], source: Source) -> list[_Trained]:
     """Train every seed of every group in full; the first seed decides whether and how its group is corrected."""
     found: dict[tuple[str, int], list[Outcome]] = {}
 
@@ -71,7 +62,7 @@ def _train_groups(settings: SweepConfig, requests: Sequence[Request], shared: Sh
         ]
         label = "sweep" if attempt == 0 else f"sweep, correction {attempt}"
         try:
-            outcomes = train_together(configs, shared, label)
+            outcomes = train_together(configs, source, label)
         except CheckpointError as error:
             because = "\n(after a change of `grid.lr` or `search`, the search may have chosen otherwise)"
             raise CheckpointError(f"{error}{because if settings.search else ''}") from error

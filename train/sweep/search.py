@@ -1,14 +1,18 @@
 """Choosing for each group the learning rate, and the setting that reaches its wanted L0."""
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
+from thresher.train.config import TrainConfig
 from thresher.train.sweep.config import SearchConfig, SweepConfig
 from thresher.train.sweep.outcome import Outcome
 from thresher.train.sweep.plan import Group, configure, set_l0
+from thresher.train.sweep.source import Source
 from thresher.train.sweep.target import Tried, ask_next, is_reached, miss
-from thresher.train.sweep.together import Shared, train_together
+from thresher.train.sweep.together import train_together
 
 
 class Request(NamedTuple):
@@ -68,13 +72,13 @@ def pick_nearest(tries: Sequence[tuple[Request, Outcome]]) -> tuple[Request, Out
     return tries[0] if wanted is None else min(tries, key=lambda one: miss(one[1].l0, wanted))
 
 
-def search(
-    settings: SweepConfig, groups: Sequence[Group], shared: Shared, n_rows: int
-) -> tuple[dict[str, Request], list[Trial]]:
+def search(settings: SweepConfig, groups: Sequence[Group], source: Source) -> tuple[dict[str, Request], list[Trial]]:
     """For each group the learning rate and the setting to train in full with, and all short trainings that it took.
 
     Successive halving: every rung trains the learning rates that are left, all groups together on one stream, on a fraction
-    of the `n_rows` of the full budget; those that are best go on. What a group chooses does not depend on the others.
+    of the budget; those that are best go on. Each rung, and the full training, starts by asking for the wanted L0: what reaches
+    it in a short training does not in a longer one (a ReLU SAE set to reach 11 of the 8 wanted in 98 iterations reached 3 in
+    294). What a group chooses does not depend on the others.
     """
     chosen = {group.name: [Request(group, lr, group.l0) for lr in group.lrs] for group in groups}
     trials: list[Trial] = []
@@ -83,14 +87,15 @@ def search(
         return {name: requests[0] for name, requests in chosen.items()}, trials
     for rung in range(len(plan.rungs)):
         asking = [request for name in chosen for request in chosen[name] if _needs_search(request.group)]
-        tries = reach(asking, plan.l0_tries, plan.l0_tolerance, _train_rung(settings, plan, rung, shared, n_rows))
+        tries = reach(asking, plan.l0_tries, plan.l0_tolerance, _train_rung(settings, plan, rung, source))
         trials += [Trial(request, rung, attempt, outcome) for each in tries for attempt, (request, outcome) in enumerate(each)]
         reached = [pick_nearest(each) for each in tries]
         is_last = rung == len(plan.rungs) - 1
         for name, before in chosen.items():
             of_group = [one for one in reached if one[0].group.name == name]
             n_kept = 1 if is_last else math.ceil(plan.keep * len(of_group))
-            chosen[name] = rank(of_group, plan.l0_tolerance)[:n_kept] or before
+            best = rank(of_group, plan.l0_tolerance)[:n_kept]
+            chosen[name] = [request._replace(asked=request.group.l0) for request in best] or before
     return {name: requests[0] for name, requests in chosen.items()}, trials
 
 
@@ -113,23 +118,20 @@ def _needs_search(group: Group) -> bool:
     return len(group.lrs) > 1 or group.l0 is not None
 
 
-def _train_rung(settings: SweepConfig, plan: SearchConfig, rung: int, shared: Shared, n_rows: int) -> Train:
-    rows = max(round(plan.rungs[rung] * n_rows), settings.base.stream.batch_size)
-
+def _train_rung(settings: SweepConfig, plan: SearchConfig, rung: int, source: Source) -> Train:
     def train(attempt: int, requests: Sequence[Request]) -> Sequence[Outcome]:
-        folder = settings.out / "search" / f"rung={rung}-try={attempt}"
-        configs = [
-            configure(
-                settings,
-                request.group,
-                folder / f"{request.group.name}-lr={request.lr:g}",
-                lr=request.lr,
-                asked=request.asked,
-                seed=settings.seeds[0],
-                rows=rows,
-            )
-            for request in requests
-        ]
-        return train_together(configs, shared, f"search, rung {rung + 1} of {len(plan.rungs)}, try {attempt + 1}")
+        parent = settings.out / "search" / f"rung={rung}-try={attempt}"
+        configs = [_shorten(settings, request, parent, plan.rungs[rung], source) for request in requests]
+        return train_together(configs, source, f"search, rung {rung + 1} of {len(plan.rungs)}, try {attempt + 1}")
 
     return train
+
+
+def _shorten(settings: SweepConfig, request: Request, parent: Path, fraction: float, source: Source) -> TrainConfig:
+    """The training of a candidate on a fraction of the budget."""
+    group, lr, asked = request
+    out = parent / f"{group.name}-lr={lr:g}"
+    full = configure(settings, group, out, lr=lr, asked=asked, seed=settings.seeds[0])
+    n_iterations = max(round(fraction * full.count_iterations(source.share(full).n_rows)), 1)
+    rows = n_iterations * full.stream.batch_size
+    return dataclasses.replace(full, rows=rows, epochs=None, evaluate_every=max(n_iterations, 1))

@@ -1,34 +1,30 @@
 """Training many dictionaries on one stream: every batch is read and normalised once, and each takes a step with it."""
 
 import contextlib
-from collections.abc import Generator, Sequence
-from typing import Any
+from collections.abc import Generator, Mapping, Sequence
+from typing import Any, cast
 
 import torch
+from torch import nn
 
-from thresher.data.mixture import Mixture
-from thresher.data.store import Store
 from thresher.data.stream import ActivationStream, StreamBatch
-from thresher.devices import find_device
 from thresher.progress import log, progress
 from thresher.runs import refuse_foreign
-from thresher.train.checkpoint import CONFIG
+from thresher.train import run as single
+from thresher.train.checkpoint import CONFIG, load_sae
 from thresher.train.config import TrainConfig
+from thresher.train.fitting import is_fitted_once
+from thresher.train.inputs import open_stream, refuse_other_run
 from thresher.train.interrupt import defer_interrupts
 from thresher.train.log import LOG
 from thresher.train.resume import STATE
-from thresher.train.run import measure_normalizer, open_stream, refuse_other_run, sample_held_out
-from thresher.train.sweep.member import Member, Shared
-from thresher.train.sweep.outcome import COST, Outcome, read_outcome
+from thresher.train.sweep.member import Member
+from thresher.train.sweep.outcome import COST, Cost, Outcome, read_outcome, write_cost
+from thresher.train.sweep.source import Shared, Source
+from thresher.train.sweep.stopwatch import Stopwatch
 
 
-def share(base: TrainConfig, store: Store | Mixture) -> Shared:
-    """What is measured once for all members."""
-    device = find_device(base.device)
-    return Shared(store, measure_normalizer(base, store).to(device), sample_held_out(base, store), device)
-
-
-def train_together(configs: Sequence[TrainConfig], shared: Shared, label: str) -> list[Outcome]:
+def train_together(configs: Sequence[TrainConfig], source: Source, label: str) -> list[Outcome]:
     """Train all that have not come to their end, on one pass over the stream they share; what all came to.
 
     The configurations differ in `sae`, `out`, `optimizer` and `init_seed` only. Each ends bit for bit (on a CPU) as if trained
@@ -36,15 +32,23 @@ def train_together(configs: Sequence[TrainConfig], shared: Shared, label: str) -
     and the others wait. One whose loss stops being finite leaves; the others go on. On Ctrl-C saves all, then raises
     KeyboardInterrupt. Raises CheckpointError: a folder holds another run.
     """
-    for config in configs:
+    streams: dict[tuple[str, ...], list[TrainConfig]] = {}
+    fitted: list[TrainConfig] = []
+    for config, name in map(source.arrange, configs):
+        shared = source.share(config)
         refuse_foreign(config.out, [CONFIG, LOG, STATE, COST])
         refuse_other_run(config, shared.store)
-    missing = [config for config in configs if read_outcome(config.out) is None]
-    if missing:
-        log(f"{label}: {len(missing)} of {len(configs)} to train")
-        with torch.random.fork_rng(["cuda"] if shared.device.type == "cuda" else []):
+        if read_outcome(config.out) is None:
+            (fitted if is_fitted_once(config) else streams.setdefault(name, [])).append(config)
+    n_missing = len(fitted) + sum(map(len, streams.values()))
+    if n_missing:
+        log(f"{label}: {n_missing} of {len(configs)} to train")
+    for missing in streams.values():
+        with torch.random.fork_rng(["cuda"] if source.device.type == "cuda" else []):
             torch.manual_seed(missing[0].seed)
-            _train(missing, shared, label)
+            _train(missing, source.share(missing[0]), label)
+    for config in fitted:
+        _fit(config, source.device)
     return [_find(config) for config in configs]
 
 
@@ -54,54 +58,76 @@ def _find(config: TrainConfig) -> Outcome:
     return outcome
 
 
+def _fit(config: TrainConfig, device: torch.device) -> None:
+    """A dictionary that is fitted once takes its rows from a stream of its own; reading them is in its seconds."""
+    stopwatch = Stopwatch(device)
+    with stopwatch.running():
+        single.run(config)
+    trained = load_sae(config.out)
+    r2 = {name: each["r2"] for name, each in trained.evaluation["hook_points"].items()}
+    point = {"iteration": 1, "seconds": stopwatch.read(), "l0": trained.evaluation["l0"], "r2": r2}
+    parameters = sum(tensor.nbytes for tensor in cast(nn.Module, trained.sae).state_dict().values())
+    write_cost(config.out, Cost(stopwatch.read(), stopwatch.clock, parameters, 0, (point,)))
+
+
 def _train(configs: Sequence[TrainConfig], shared: Shared, label: str) -> None:
     stream = open_stream(configs[0], shared.store, shared.device)
-    with contextlib.closing(stream), contextlib.ExitStack() as logs:
-        members, first = _start(configs, shared, stream, logs)
-        _pass(members, first, shared, stream, label)
-
-
-def _start(
-    configs: Sequence[TrainConfig], shared: Shared, stream: ActivationStream, logs: contextlib.ExitStack
-) -> tuple[list[Member], int]:
-    """The members at the iterations they had come to, and the least of these, where the stream now stands."""
-    at_start = stream.state_dict()
-    started: list[tuple[Member, dict[str, Any]]] = []
-    for config in configs:
-        member = Member(config, shared, stream)
-        logs.callback(member.close)
-        # A member that goes on has put the stream where it was itself.
-        started.append((member, stream.state_dict() if member.done else at_start))
-    slowest, position = min(started, key=lambda pair: pair[0].done)
-    stream.load_state_dict(position)
-    return [member for member, _ in started], slowest.done
-
-
-def _pass(members: Sequence[Member], first: int, shared: Shared, stream: ActivationStream, label: str) -> None:
-    left = list(members)
-    n_iterations = max(member.n_iterations for member in members)
-    batch_size = members[0].config.stream.batch_size
-    with (
-        progress(label, batch_size * n_iterations, "rows") as advance,
-        contextlib.closing(_read(stream)) as batches,
-        defer_interrupts() as is_interrupted,
-    ):
-        advance(batch_size * first)
-        for number, batch in enumerate(batches, first):
-            x = shared.normalizer.normalize(batch.x, batch.group)
-            at_work = [member for member in left if member.done == number]
-            for member in at_work:
-                member.step(x)
-            left = [member for member in left if not member.is_over]
-            advance(batch.x.shape[0], members=float(len(left)))
-            if not left:
-                return
-            if is_interrupted():
-                for member in at_work:
-                    if not member.is_over:
-                        member.save()
-                raise KeyboardInterrupt
+    with contextlib.closing(stream), contextlib.ExitStack() as logs, contextlib.closing(_read(stream)) as batches:
+        members = _start(configs, shared, stream, batches, logs)
+        _pass(members, shared, stream, batches, label)
 
 
 def _read(stream: ActivationStream) -> Generator[StreamBatch, None, None]:
     yield from stream
+
+
+def _start(
+    configs: Sequence[TrainConfig],
+    shared: Shared,
+    stream: ActivationStream,
+    batches: Generator[StreamBatch, None, None],
+    logs: contextlib.ExitStack,
+) -> list[Member]:
+    """The members at the iterations they had come to; the stream is put where the first of them is."""
+    at_start = stream.state_dict()
+    started: list[tuple[Member, Mapping[str, Any]]] = []
+    for config in configs:
+        member = Member(config, shared, stream, batches)
+        logs.callback(member.close)
+        # A member that goes on has put the stream where it was itself.
+        started.append((member, stream.state_dict() if member.done else at_start))
+    for member, _ in started:
+        member.begin()
+    stream.load_state_dict(min(started, key=lambda pair: pair[0].done)[1])
+    return [member for member, _ in started]
+
+
+def _pass(
+    members: Sequence[Member],
+    shared: Shared,
+    stream: ActivationStream,
+    batches: Generator[StreamBatch, None, None],
+    label: str,
+) -> None:
+    left, batch_size = list(members), members[0].batch_size
+    done = min(member.done for member in members)
+    with (
+        progress(label, batch_size * max(member.n_iterations for member in members), "rows") as advance,
+        defer_interrupts() as is_interrupted,
+    ):
+        advance(batch_size * done)
+        while left:
+            position = stream.state_dict()
+            batch = next(batches)
+            x = shared.normalizer.normalize(batch.x, batch.group)
+            at_work = [member for member in left if member.done == done]
+            for member in at_work:
+                member.advance(x, position)
+            left = [member for member in left if not member.is_at_end]
+            done += 1
+            advance(batch.x.shape[0], members=float(len(left)))
+            if is_interrupted():
+                for member in at_work:
+                    if not member.is_at_end:
+                        member.stop()
+                raise KeyboardInterrupt
