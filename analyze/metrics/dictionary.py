@@ -21,6 +21,8 @@ class Coherence(NamedTuple):
     """Each atom's largest |cos| with another; its mean is "mean max cosine"."""
     neighbour: Int[np.ndarray, " d_sae"]
     """That other atom."""
+    most_similar: Float[np.ndarray, " d_sae"]
+    """Each atom's largest cos with another, signs kept (SAEBench's "max decoder cosine")."""
     histogram: Int[np.ndarray, " bin"]
     """Ordered pairs i != j by cos_ij, equal bins over [-1, 1]."""
 
@@ -29,17 +31,19 @@ def measure_coherence(dictionary: Float[np.ndarray, "d_sae d_in"], n_bins: int) 
     """Cosines of all pairs of atoms, in blocks: O(d_sae^2 d_in), memory O(d_sae). Raises AnalysisError: fewer than 2 atoms."""
     need_items("coherence", len(dictionary), 2, "atoms")
     unit = normalize_rows(dictionary)
-    nearest, neighbour = np.empty(len(unit)), np.empty(len(unit), dtype=np.int64)
+    nearest, neighbour, most_similar = np.empty(len(unit)), np.empty(len(unit), dtype=np.int64), np.empty(len(unit))
     counts = np.zeros(n_bins, dtype=np.int64)
     for start in range(0, len(unit), ATOMS_AT_ONCE):
         cosine, part = _block(unit, start)
         counts += np.histogram(np.clip(cosine, -1, 1), bins=n_bins, range=(-1.0, 1.0))[0]
         rows = np.arange(len(cosine))
         counts -= np.histogram(np.clip(cosine[rows, start + rows], -1, 1), bins=n_bins, range=(-1.0, 1.0))[0]
+        cosine[rows, start + rows] = -np.inf
+        most_similar[part] = cosine.max(axis=1)
         cosine[rows, start + rows] = 0
         neighbour[part] = np.abs(cosine).argmax(axis=1)
         nearest[part] = np.abs(cosine[rows, neighbour[part]])
-    return Coherence(float(nearest.max()), nearest, neighbour, counts)
+    return Coherence(float(nearest.max()), nearest, neighbour, most_similar, counts)
 
 
 def measure_babel(dictionary: Float[np.ndarray, "d_sae d_in"], sizes: Sequence[int]) -> Float[np.ndarray, " size"]:

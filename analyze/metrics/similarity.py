@@ -74,6 +74,7 @@ def measure_cka_unbiased(x: Float[np.ndarray, "item d_x"], y: Float[np.ndarray, 
 def measure_cknna(x: Float[np.ndarray, "item d_x"], y: Float[np.ndarray, "item d_y"], k: int) -> float:
     """CKNNA (arXiv 2405.07987, appendix A): unbiased CKA of cosines among pairs that are among the `k` nearest in both sets.
 
+    As in the authors' code, masks are not made symmetric: the trace counts pairs that are neighbours in both directions.
     Rows get unit norm. Depends on the number of items and on `k`: quote both. NaN when no neighbours are shared.
     Raises AnalysisError: fewer than 4 items, or not more than `k`.
     """
@@ -134,9 +135,8 @@ def _hsic(k: np.ndarray, kernel: np.ndarray) -> float:
     """Unbiased HSIC of Song et al. 2012, eq. 5, up to its factor 1 / (n (n - 3)); diagonals are ignored."""
     n = len(k)
     k, kernel = k * (1 - np.eye(n)), kernel * (1 - np.eye(n))
-    sums = k.sum(axis=1), kernel.sum(axis=1)
-    cross = float((k * kernel).sum())
-    return cross + sums[0].sum() * sums[1].sum() / ((n - 1) * (n - 2)) - 2 * float(sums[0] @ sums[1]) / (n - 2)
+    trace, sums = float((k * kernel.T).sum()), float(k.sum() * kernel.sum())
+    return trace + sums / ((n - 1) * (n - 2)) - 2 * float(k.sum(axis=0) @ kernel.sum(axis=1)) / (n - 2)
 
 
 def _normalize_hsic(k: np.ndarray, kernel: np.ndarray) -> float:

@@ -1,5 +1,8 @@
 """Laws of the geometry of spaces: gaps, cones, spectra, and similarities between two sets of vectors."""
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -8,6 +11,7 @@ from scipy.sparse import csr_array
 from scipy.stats import ortho_group
 from sklearn.cross_decomposition import CCA
 
+from thresher.analyze.metrics.fidelity import rank_partners, recall_at
 from thresher.analyze.metrics.similarity import (
     add_cross,
     compare_neighbours,
@@ -122,6 +126,43 @@ def test_similarities_ignore_rotation_and_scale_and_are_one_for_equal_sets(seed:
     ):
         assert measure(x, y) == pytest.approx(measure(scale * x @ turn, y), rel=1e-7, abs=1e-9)
         assert measure(x, scale * x @ turn) == pytest.approx(1)
+
+
+@laws
+@given(seeds, st.integers(2, 10))
+def test_cknna_is_the_ratio_of_unbiased_hsic_between_masked_kernels(seed: int, k: int) -> None:
+    """Song et al. 2012, eq. 5, written with matrices; masks as in the authors' code."""
+    x, y, one = draw(seed, 20), draw(seed, 20) + draw(seed + 1, 20), np.ones(20)
+
+    def hsic(a: np.ndarray, b: np.ndarray) -> float:
+        sums = one @ a @ one * (one @ b @ one) / (19 * 18)
+        return float(np.trace(a @ b) + sums - 2 / 18 * (one @ a @ b @ one))
+
+    kernels, masks = [], []
+    for side in (x, y):
+        unit = side / np.linalg.norm(side, axis=1)[:, None]
+        kernels.append(unit @ unit.T - np.eye(20))
+        nearest = np.argsort(-(kernels[-1] - 9 * np.eye(20)), axis=1)[:, :k]
+        masks.append((np.arange(20) == nearest[:, :, None]).any(axis=1))
+    both = masks[0] & masks[1]
+    alone = [hsic(mask * kernel, mask * kernel) for mask, kernel in zip(masks, kernels, strict=True)]
+    if min(alone) > 0:
+        expected = hsic(both * kernels[0], both * kernels[1]) / np.sqrt(alone[0] * alone[1])
+        assert measure_cknna(x, y, k) == pytest.approx(expected, rel=1e-9)
+
+
+def test_a_real_clip_aligns_pairs_across_its_gap_and_a_random_one_does_not() -> None:
+    if "THRESHER_DATA" not in os.environ:
+        pytest.skip("THRESHER_DATA is not set: no embeddings of a real CLIP")
+    folder = Path(os.environ["THRESHER_DATA"]) / "clip-embeddings"
+    for name, is_trained in (("coco500_vitb16.npy", True), ("coco500_vitb16_random_init.npy", False)):
+        image, text = np.load(folder / name).astype(np.float64)
+        own = np.arange(len(image))
+        assert measure_space_gap(image, text).separability > 0.99
+        assert measure_space_gap(image, text).norm == pytest.approx(0.85 if is_trained else 1.14, abs=0.01)
+        assert (recall_at(rank_partners(image, text, own, own), 1) > 0.5) == is_trained
+        assert (measure_cknna(image, text, 10) > 0.2) == is_trained
+        assert (compare_neighbours(image, text, 10).overlap > 0.2) == is_trained
 
 
 def test_unrelated_sets_have_no_unbiased_similarity_and_share_neighbours_by_chance() -> None:
