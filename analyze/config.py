@@ -1,10 +1,15 @@
 """The settings of an analysis."""
 
+from dataclasses import field
 from pathlib import Path
+from typing import Literal
 
 from thresher.config import config
 from thresher.data.store import CacheConfig, StoreLocation
 from thresher.errors import ConfigError
+
+OWN = ("features", "figures", "site", "compare")
+"""Folders of the results that no dictionary may be named after."""
 
 
 @config
@@ -16,11 +21,13 @@ class Thresholds:
     text_below: float = 0.1
     """A feature is text-only when the interval lies below this. Between the two it is shared; across one, undecided."""
     rare_below: int = 20
-    """Features with fewer firings on held-out rows are called rare: their score may be extreme by chance."""
+    """Features with fewer firings on held-out rows are called rare: their score may be extreme by chance. The battery counts
+    records instead of rows."""
     min_score: float = 0.3
     """Least correlation (phi) of a feature's firing with a concept's presence to say that it tracks the concept."""
     alpha: float = 0.05
-    """False discovery rate allowed among the pairs of feature and concept."""
+    """False discovery rate allowed, among the pairs of feature and concept and among the features in each test of the
+    battery."""
     min_items: int = 20
     """Concepts with fewer held-out items with or without them are not scored."""
 
@@ -66,6 +73,82 @@ class Splice:
 
 
 @config
+class External:
+    """What items are about, in the words of an encoder that the dictionaries were not trained on."""
+
+    store: StoreLocation | None = None
+    """Another store of the same source, by another model; items are found by their keys."""
+    image: str | None = None
+    """Its hook point of the images; or, without a store, an .npy file [item, width] in the order of the analyzed store's
+    images."""
+    text: str | None = None
+    """The same for the texts; of the same width, in the same space as the images'."""
+
+    def __post_init__(self) -> None:
+        if self.image is None or self.text is None:
+            raise ConfigError(f"external: image={self.image!r}, text={self.text!r}: name both, hook points or .npy files")
+
+
+@config
+class Battery:
+    """The gates that a feature passes to be called shared, and where the other classes begin (docs/analysis.md)."""
+
+    ess_below: float = 20.0
+    """Features whose energy rests on fewer items (sum z^2)^2 / sum z^4 are rare too."""
+    dense_above: float = 0.5
+    """A feature that fires on a larger share of the rows of a modality is dense."""
+    least_rho: float = 0.1
+    """Least correlation over pairs, of a feature with itself or with its partner, beside being beyond chance: among many pairs
+    the faintest common topic is significant."""
+    least_z: float = 1.645
+    """Least distance of the meaning across modalities from that of random items, in standard deviations."""
+    least_agreement: float = 0.25
+    """Least cosine between what a feature is about on images and on texts, MMS / sqrt(MS_image MS_text)."""
+    bias_gap_share: float = 0.05
+    """A dense feature of one modality that carries this share of the gap is a modality bias,"""
+    bias_cosine: float = 0.5
+    """and so is one whose atom lies so close to the gap's direction."""
+    collinear_above: float = 0.5
+    """Bridges of a larger cosine are collinear, the others heterogeneous (arXiv 2606.29888)."""
+    least_stability: float = 0.7
+    """Least cosine with the matched atoms of other seeds."""
+    require: tuple[Literal["causal", "robustness"], ...] = ()
+    """Gates that a shared feature must pass besides activation, pairing and meaning."""
+    least_pairs: int = 20
+    """With fewer held-out images that have a caption the battery is left out."""
+    edges: int = 8
+    """Partners per feature and side that are written to edges.parquet."""
+    n_derangements: int = 3
+    """How often images and captions are paired at random and all features classified again."""
+    histogram_fires: int = 30
+    """Firings that a feature needs to be in the histogram beside its expectation."""
+    meaning: Literal["auto", "external", "words", "activations", "none"] = "auto"
+    """What judges meaning: an external encoder, the words of the captions (an image has those of its captions), the activations
+    themselves (flatters the dictionary), or nothing. `auto` takes the first that there is."""
+    external: External | None = None
+    """Embeddings of an encoder that the dictionaries were not trained on."""
+    seeds: dict[str, tuple[Path, ...]] = field(default_factory=dict)
+    """Per dictionary, checkpoints that differ from it by seed alone; those among `saes` are found without it."""
+    calibration_pairs: int = 4000
+    """Pairs of the made world on which the rule is scored, at most as many as the data have; 0 leaves it out."""
+
+    def __post_init__(self) -> None:
+        for name in ("dense_above", "bias_gap_share", "bias_cosine", "least_stability"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ConfigError(f"battery.{name}={getattr(self, name)}: expected a number above 0, at most 1")
+        for name in ("least_rho", "least_agreement", "collinear_above"):
+            if not -1 <= getattr(self, name) < 1:
+                raise ConfigError(f"battery.{name}={getattr(self, name)}: expected a correlation, from -1 to below 1")
+        for name, least in (("ess_below", 0), ("least_pairs", 4), ("edges", 1), ("n_derangements", 0), ("histogram_fires", 1)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"battery.{name}={getattr(self, name)}: at least {least}")
+        if self.calibration_pairs < 0:
+            raise ConfigError(f"battery.calibration_pairs={self.calibration_pairs}: 0 or more")
+        if self.meaning == "external" and self.external is None:
+            raise ConfigError("battery.meaning='external': give battery.external, the embeddings that judge")
+
+
+@config
 class AnalyzeConfig:
     """Measure trained sparse autoencoders on the held-out items of the store they were trained on."""
 
@@ -95,6 +178,8 @@ class AnalyzeConfig:
     """Where codes are computed: auto (a GPU if there is one), cpu, cuda or cuda:<i>."""
     thresholds: Thresholds = Thresholds()
     """Where classes begin."""
+    battery: Battery = Battery()
+    """Gates and classes of features; for stores with pairs of images and texts."""
     gallery: Gallery = Gallery()
     """What the report shows of single features."""
     splice: Splice = Splice()
@@ -106,6 +191,11 @@ class AnalyzeConfig:
         for name in self.saes:
             if not name or not all(letter.isalnum() or letter in "-_." for letter in name):
                 raise ConfigError(f"saes: the name {name!r} becomes a file name; use letters, digits, '-', '_' and '.'")
+            if name in OWN or not name.strip("."):
+                raise ConfigError(f"saes: the name {name!r} is that of a folder of the results; choose another")
+        for name in self.battery.seeds:
+            if name not in self.saes:
+                raise ConfigError(f"battery.seeds: no dictionary {name!r}; saes has {', '.join(self.saes)}")
         for name, least in (("chunk_rows", 1), ("n_bootstrap", 20), ("n_shuffles", 0), ("seed", 0)):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name}={getattr(self, name)}: at least {least}")

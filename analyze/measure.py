@@ -3,15 +3,18 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
 import torch
-from scipy.sparse import csr_array, vstack
+from scipy.sparse import csr_array, diags_array
 
+from thresher.analyze.battery.steps import StepSums, add_steps, is_pursuit, sum_steps
 from thresher.analyze.metrics.activity import ActivitySums, add_activity, sum_activity
 from thresher.analyze.metrics.codes import count_active, to_matrix
-from thresher.analyze.metrics.grouping import max_rows
+from thresher.analyze.metrics.grouping import max_rows, membership
 from thresher.analyze.metrics.reconstruction import ReconstructionSums, add_reconstruction, sum_reconstruction
 from thresher.analyze.metrics.resample import Resample
 from thresher.analyze.panels import Panel, split_rows
+from thresher.analyze.statistics.rows import RowsWriter
 from thresher.data.store import Store
 from thresher.train.checkpoint import TrainedSAE
 
@@ -23,6 +26,18 @@ class Measured(NamedTuple):
     activity: ActivitySums
     items: csr_array
     """The largest |z| of each feature in each item [item, feature]."""
+    codes: csr_array
+    """The mean z of each feature over the rows of each item [item, feature]."""
+    steps: StepSums | None
+    """What each step of a pursuit adds; None where codes have no order."""
+
+
+class _Sums(NamedTuple):
+    """What is added up over chunks."""
+
+    reconstruction: ReconstructionSums
+    activity: ActivitySums
+    steps: StepSums | None
 
 
 @torch.no_grad()
@@ -35,16 +50,22 @@ def measure(
     advance: Callable[[int], None],
 ) -> Measured:
     """Sufficient statistics of a panel. Memory: one chunk, [replicate, d_sae] sums, and the items' codes (sparse)."""
-    total: Measured | None = None
+    items, codes = RowsWriter(trained.sae.d_sae), RowsWriter(trained.sae.d_sae)
+    norm = trained.sae.dictionary.detach().double().norm(dim=1).cpu().numpy()
+    total: _Sums | None = None
     for part in split_rows(panel, chunk_rows):
-        chunk = _measure_chunk(trained, store, panel, part, resample)
+        chunk, largest, mean = _measure_chunk(trained, store, panel, part, resample, norm)
         total = chunk if total is None else _add(total, chunk)
+        items.append(largest)
+        codes.append(mean)
         advance(part.stop - part.start)
     assert total is not None, "a panel has rows"
-    return total
+    return Measured(total.reconstruction, total.activity, items.finish(), codes.finish(), total.steps)
 
 
-def _measure_chunk(trained: TrainedSAE, store: Store, panel: Panel, part: slice, resample: Resample) -> Measured:
+def _measure_chunk(
+    trained: TrainedSAE, store: Store, panel: Panel, part: slice, resample: Resample, norm: np.ndarray
+) -> tuple[_Sums, csr_array, csr_array]:
     x = store.read_rows(panel.hook_point, panel.rows[part]).float()
     codes = trained.encode(x, panel.hook_point)
     x_hat = trained.decode(codes, panel.hook_point)
@@ -53,16 +74,27 @@ def _measure_chunk(trained: TrainedSAE, store: Store, panel: Panel, part: slice,
     record = panel.record[item]
     weights = resample.weights(int(record[0]), int(record[-1]) + 1)
     from_first = record - record[0]
-    return Measured(
+    sums = _Sums(
         reconstruction=sum_reconstruction(trained.normalizer.target(x), x_hat, count_active(matrix), from_first, weights),
         activity=sum_activity(matrix, from_first, weights),
-        items=max_rows(matrix, item - item[0], int(item[-1] - item[0]) + 1),
+        steps=sum_steps(codes, norm) if is_pursuit(trained) else None,
     )
+    group, n_items = item - item[0], int(item[-1] - item[0]) + 1
+    return sums, max_rows(matrix, group, n_items), _mean_rows(matrix, group, n_items)
 
 
-def _add(first: Measured, second: Measured) -> Measured:
-    return Measured(
+def _mean_rows(matrix: csr_array, group: np.ndarray, n_groups: int) -> csr_array:
+    if n_groups == len(group):
+        return matrix
+    sums = csr_array(membership(group, n_groups) @ matrix)
+    sums.sum_duplicates()
+    return csr_array(diags_array(1 / np.bincount(group, minlength=n_groups)) @ sums)
+
+
+def _add(first: _Sums, second: _Sums) -> _Sums:
+    steps = None if first.steps is None or second.steps is None else add_steps(first.steps, second.steps)
+    return _Sums(
         reconstruction=add_reconstruction(first.reconstruction, second.reconstruction),
         activity=add_activity(first.activity, second.activity),
-        items=csr_array(vstack([first.items, second.items])),
+        steps=steps,
     )

@@ -57,6 +57,11 @@ def describe_modality(result: ModalityResult) -> dict[str, Any]:
     }
 
 
+def describe_battery(groups: Mapping[str, Any]) -> dict[str, Any]:
+    """The part `battery` of metrics.json: groups.json without the histogram and what is the same for all."""
+    return {key: value for key, value in groups.items() if key not in ("calibration", "histogram")}
+
+
 def describe_truth(
     score: TruthScore, classes: np.ndarray, concepts: Sequence[Concept], families: Sequence[Family]
 ) -> dict[str, Any]:
@@ -179,6 +184,8 @@ def _summarize(found: Mapping[str, Any]) -> dict[str, str]:
         cells["alive features"] = str(share[SHARED]["n"])
         cells |= {f"  {title}": _percent(share[name]) for name, title in TITLES.items()}
         cells["  undecided"] = _percent(share[UNDECIDED])
+    if "battery" in found:
+        cells |= _summarize_battery(found["battery"])
     if "truth" in found:
         for key, unit in (("precision", "features"), ("recall", "concepts")):
             for name, title in TITLES.items():
@@ -189,6 +196,26 @@ def _summarize(found: Mapping[str, Any]) -> dict[str, str]:
         cells |= {f"loss, {name}": _number(splice[name], 3) for name in ("clean", "spliced", "zero", "mean")}
         cells |= {f"recovered from {name}": _number(splice[f"recovered_from_{name}"], 3) for name in ("zero", "mean")}
     return cells
+
+
+def _summarize_battery(found: Mapping[str, Any]) -> dict[str, str]:
+    classes, margin = found["classes"], found["margin"]
+    cells = {"shared, all gates (by chance)": _count(classes, "shared")}
+    cells["  bridged (by chance)"] = _count(classes, "bridged-collinear", "bridged-heterogeneous")
+    cells["  bimodal-polysemantic"] = _count(classes, "bimodal-polysemantic")
+    cells["  modality-specific, -bias"] = _count(classes, "modality-specific", "modality-bias")
+    shared = [margin[name]["value"] for name in ("shared_self", "shared_cross")]
+    whole = None if None in shared else sum(shared)
+    cells["margin in shared, bridged"] = f"{_percent({'value': whole})}, {_percent(margin['bridged'])}"
+    energy = (found[name]["shared"] for name in ("energy_image", "energy_text"))
+    cells["energy in shared: image, text"] = ", ".join(_percent(one) for one in energy)
+    return cells
+
+
+def _count(classes: Mapping[str, Any], *names: str) -> str:
+    total = str(sum(classes[name]["n"] for name in names))
+    by_chance = [classes[name]["expected_false"] for name in names if "expected_false" in classes[name]]
+    return f"{total} ({sum(by_chance):.1f})" if by_chance else total
 
 
 def _number(found: Mapping[str, Any], digits: int) -> str:

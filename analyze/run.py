@@ -1,14 +1,16 @@
 """The analysis: a store and its dictionaries in, numbers, tables, figures and a report out."""
 
+import contextlib
 import json
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, NamedTuple
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
+from thresher.analyze.battery.study import compare_seeds, examine, prepare
 from thresher.analyze.config import AnalyzeConfig
+from thresher.analyze.context import Context, Outcome
 from thresher.analyze.evaluate import (
     ModalityResult,
     count_dense,
@@ -16,20 +18,20 @@ from thresher.analyze.evaluate import (
     evaluate_modality,
     evaluate_reconstruction,
 )
-from thresher.analyze.evidence import Present, count_items, make_evidence, read_presence
+from thresher.analyze.evidence import count_items, make_evidence, read_presence
 from thresher.analyze.families import describe_families
-from thresher.analyze.gallery import Card, choose_features, make_cards
+from thresher.analyze.gallery import choose_features, make_cards
 from thresher.analyze.inputs import Inputs, open_inputs
 from thresher.analyze.language import measure_splice
 from thresher.analyze.measure import Measured, measure
 from thresher.analyze.metrics.association import count_together, f1
 from thresher.analyze.metrics.modality import count_rare
 from thresher.analyze.metrics.resample import Resample
-from thresher.analyze.panels import Panel, open_panels
-from thresher.analyze.plates import draw_figures
+from thresher.analyze.outputs import FILES, FORMAT, MANIFEST, METRICS, REPORT, VERSION, collect, write
+from thresher.analyze.panels import open_panels
 from thresher.analyze.probe import count_decodable, probe_concepts
-from thresher.analyze.report import Page, write_report
 from thresher.analyze.results import (
+    describe_battery,
     describe_modality,
     describe_truth,
     plain,
@@ -37,44 +39,15 @@ from thresher.analyze.results import (
     tabulate_concepts,
     tabulate_features,
 )
-from thresher.analyze.tables import write_rows
 from thresher.analyze.truth import Evidence, Rule, TruthScore, find_scorable, score_truth
 from thresher.analyze.warn import find_warnings
 from thresher.config import to_dict
 from thresher.errors import AnalysisError
-from thresher.files import write_atomic
 from thresher.progress import log, progress
-from thresher.runs import PROVENANCE, canonical_json, fingerprint_file, is_made_from, refuse_foreign, write_provenance
+from thresher.runs import PROVENANCE, fingerprint_file, is_made_from, refuse_foreign, write_provenance
 from thresher.train.checkpoint import MODEL, TrainedSAE
 
-METRICS, REPORT = "metrics.json", "report.html"
-FORMAT = "thresher-analysis"
-VERSION = 1
-
 __all__ = ["AnalyzeConfig", "load_results", "load_summary", "run", "summary_table"]
-
-
-class _Context(NamedTuple):
-    """What is the same for every dictionary."""
-
-    config: AnalyzeConfig
-    inputs: Inputs
-    panels: Mapping[str, Panel]
-    presence: Mapping[str, Present]
-    probed: np.ndarray | None
-    """What a linear probe reads [2, concept]; None without ground truth."""
-    resample: Resample
-
-
-class _Outcome(NamedTuple):
-    """What was found about one dictionary."""
-
-    metrics: dict[str, Any]
-    modality: ModalityResult | None
-    features: Any
-    """Table of the features (pyarrow); None without two modalities."""
-    cards: list[Card]
-    concepts: list[dict[str, Any]]
 
 
 def run(config: AnalyzeConfig) -> Path:
@@ -94,17 +67,23 @@ def run(config: AnalyzeConfig) -> Path:
     resample = Resample(config.n_bootstrap, config.seed)
     presence = read_presence(inputs.store, panels, resample, config.seed)
     probed = probe_concepts(inputs.store, panels, presence, config.chunk_rows) if presence else None
-    context = _Context(config, inputs, panels, presence, probed, resample)
+    study = prepare(config, inputs, panels, resample)
+    context = Context(config, inputs, panels, presence, probed, resample, study)
     n_rows = sum(len(panel.rows) for panel in panels.values())
-    outcomes: dict[str, _Outcome] = {}
+    outcomes: dict[str, Outcome] = {}
     with progress("analyze", n_rows * len(inputs.saes), "rows") as advance:
         for name, trained in inputs.saes.items():
             outcomes[name] = _analyze(context, name, trained, advance)
+    compare_seeds({name: one.finding.groups for name, one in outcomes.items() if one.finding is not None})
     for name, splice in measure_splice(config, inputs, panels).items():
         outcomes[name].metrics["splice"] = plain(splice)
-    results = _collect(context, outcomes)
+    results = collect(context, outcomes)
+    warnings = find_warnings(inputs, results, config)
+    results["warnings"] = [warning.sentence for warning in warnings]
+    for sentence in results["warnings"]:
+        log(f"analyze: {sentence}")
     try:
-        report = _write(context, results, outcomes)
+        report = write(context, results, outcomes, warnings, origin)
     except OSError as error:
         raise AnalysisError(f"{config.out}: cannot write the results ({error.strerror}); choose another `out`") from error
     write_provenance(config.out, config, origin)
@@ -121,8 +100,20 @@ def _start(out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
         (out / PROVENANCE).unlink(missing_ok=True)
+        for name in _read_manifest(out):
+            (out / name).unlink(missing_ok=True)
     except OSError as error:
         raise AnalysisError(f"{out}: cannot be made a folder ({error.strerror}); choose another `out`") from error
+
+
+def _read_manifest(out: Path) -> list[str]:
+    """Files that an earlier analysis wrote there: of other dictionaries perhaps, which this one would not replace."""
+    with contextlib.suppress(OSError, ValueError):
+        found = json.loads((out / MANIFEST).read_bytes())
+        if isinstance(found, dict) and found.get("format") == FILES and isinstance(found.get("files"), dict):
+            paths = {name: PurePosixPath(name) for name in found["files"]}
+            return [name for name, path in paths.items() if not path.is_absolute() and ".." not in path.parts]
+    return []
 
 
 def load_results(folder: Path) -> dict[str, Any]:
@@ -142,7 +133,7 @@ def load_summary(folder: Path) -> list[dict[str, str]]:
     return summary_table(load_results(folder))
 
 
-def _analyze(context: _Context, name: str, trained: TrainedSAE, advance: Any) -> _Outcome:
+def _analyze(context: Context, name: str, trained: TrainedSAE, advance: Any) -> Outcome:
     config, store = context.config, context.inputs.store
     measured = {
         modality: measure(trained, store, panel, context.resample, config.chunk_rows, advance)
@@ -160,7 +151,7 @@ def _analyze(context: _Context, name: str, trained: TrainedSAE, advance: Any) ->
         "dense": count_dense(measured),
     }
     if len(measured) < 2:
-        return _Outcome(metrics, None, None, [], [])
+        return Outcome(metrics, None, None, [], [])
     dictionary = trained.sae.dictionary.detach().double().cpu().numpy()
     result = evaluate_modality(
         measured["image"].activity, measured["text"].activity, context.resample, dictionary, config.thresholds
@@ -171,12 +162,12 @@ def _analyze(context: _Context, name: str, trained: TrainedSAE, advance: Any) ->
 
 
 def _score(
-    context: _Context,
+    context: Context,
     name: str,
     metrics: dict[str, Any],
     result: ModalityResult,
     measured: Mapping[str, Measured],
-) -> _Outcome:
+) -> Outcome:
     """Add what needs ground truth, tabulate the features, choose those to show."""
     config, store, concepts = context.config, context.inputs.store, context.inputs.store.concepts
     items = {modality: one.items for modality, one in measured.items()}
@@ -189,10 +180,14 @@ def _score(
         metrics["truth"]["decodable"] = _count_decodable(context, score)
         n_items = count_items(context.presence)
         rows = tabulate_concepts(name, score, _f1(evidence), context.probed, result.classes, concepts, n_items)
+    finding = None
+    if context.study is not None:
+        finding = examine(context.study, name, context.inputs, context.panels, measured, score)
+        metrics["battery"] = describe_battery(finding.groups)
     chosen = choose_features(result, config.gallery, config.thresholds.rare_below)
     tables = {modality: store.items(panel.modality) for modality, panel in context.panels.items()}
     cards = make_cards(chosen, result, score, concepts, items, context.panels, tables, config.gallery.items)
-    return _Outcome(metrics, result, tabulate_features(result, score, concepts), cards, rows)
+    return Outcome(metrics, result, tabulate_features(result, score, concepts), cards, rows, finding)
 
 
 def _score_truth(config: AnalyzeConfig, evidence: Mapping[str, Evidence], concepts: Any, classes: np.ndarray) -> TruthScore:
@@ -201,7 +196,7 @@ def _score_truth(config: AnalyzeConfig, evidence: Mapping[str, Evidence], concep
     return score_truth(evidence["image"], evidence["text"], concepts, classes, rule, shuffles)
 
 
-def _count_decodable(context: _Context, score: TruthScore) -> dict[str, Any]:
+def _count_decodable(context: Context, score: TruthScore) -> dict[str, Any]:
     concepts, least = context.inputs.store.concepts, context.config.thresholds.min_score
     assert context.probed is not None, "there is ground truth"
     scorable = find_scorable(score.tracking, np.array([concept.visibility for concept in concepts]))
@@ -212,66 +207,3 @@ def _count_decodable(context: _Context, score: TruthScore) -> dict[str, Any]:
 def _f1(evidence: Mapping[str, Evidence]) -> np.ndarray:
     counts = [count_together(one.fired, one.present, one.weights[:1]) for one in (evidence["image"], evidence["text"])]
     return np.stack([f1(one)[0] for one in counts])
-
-
-def _collect(context: _Context, outcomes: Mapping[str, _Outcome]) -> dict[str, Any]:
-    inputs, config = context.inputs, context.config
-    panels = {
-        name: {
-            "hook_point": panel.hook_point,
-            "n_items": len(panel.items),
-            "n_rows": len(panel.rows),
-            "width": inputs.store.hook_points[panel.hook_point].width,
-        }
-        for name, panel in context.panels.items()
-    }
-    identity = inputs.store.identity
-    results: dict[str, Any] = {
-        "format": FORMAT,
-        "version": VERSION,
-        "store": {
-            "path": str(inputs.store.path),
-            "fingerprint": inputs.store.fingerprint,
-            "model": _name(identity.get("model")),
-            "source": _name(identity.get("source")),
-        },
-        "held_out": {
-            "fraction": inputs.holdout,
-            "seed": inputs.seed,
-            "records": next(iter(context.panels.values())).n_records,
-            "panels": panels,
-        },
-        "thresholds": to_dict(config.thresholds),
-        "n_bootstrap": config.n_bootstrap,
-        "order": list(outcomes),
-        "saes": {name: outcome.metrics for name, outcome in outcomes.items()},
-    }
-    results["warnings"] = find_warnings(inputs, results)
-    for warning in results["warnings"]:
-        log(f"analyze: {warning}")
-    return results
-
-
-def _write(context: _Context, results: dict[str, Any], outcomes: Mapping[str, _Outcome]) -> Path:
-    out = context.config.out
-    concepts = [row for outcome in outcomes.values() for row in outcome.concepts]
-    write_atomic(out / METRICS, [canonical_json(results)])
-    (out / "features").mkdir(exist_ok=True)
-    for name, outcome in outcomes.items():
-        if outcome.features is not None:
-            pq.write_table(outcome.features, out / "features" / f"{name}.parquet")
-    if concepts:
-        write_rows(out / "concepts.csv", concepts)
-    histograms = {name: outcome.modality.histograms for name, outcome in outcomes.items() if outcome.modality is not None}
-    figures = draw_figures(out / "figures", results, histograms, concepts)
-    cards = {name: outcome.cards for name, outcome in outcomes.items() if outcome.cards}
-    write_report(out / REPORT, Page(results, figures, cards, concepts))
-    return out / REPORT
-
-
-def _name(identity: Any) -> str:
-    """A model or a source in a word or two."""
-    if not isinstance(identity, Mapping):
-        return "unknown"
-    kind, name = identity.get("kind"), identity.get("name")
-    return " ".join(str(part) for part in (kind, name) if part)

@@ -1,0 +1,96 @@
+"""How flat a histogram of modality scores looks when every feature fires on both modalities alike, only few times."""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+from scipy.sparse import csr_array
+from scipy.stats import binom
+
+from thresher.analyze.metrics.grouping import count_columns
+from thresher.analyze.metrics.modality import ratio
+
+N_BINS = 20
+DRAWS = 5
+"""Random deals of the firings to the modalities; averaged over features, so few are enough."""
+
+
+class Control(NamedTuple):
+    """Shares of features per bin of the score, and beyond the thresholds."""
+
+    edges: Float[np.ndarray, " edge"]
+    n: int
+    observed_energy: Float[np.ndarray, " bin"]
+    observed_count: Float[np.ndarray, " bin"]
+    expected_energy: Float[np.ndarray, " bin"]
+    """What these features would give if each firing fell on either modality alike."""
+    expected_count: Float[np.ndarray, " bin"]
+    one_sided: float
+    """Share of features with a score by energy beyond the thresholds."""
+    one_sided_expected: float
+
+
+def control_histogram(
+    image: csr_array, text: csr_array, least_fires: int, thresholds: tuple[float, float], seed: int
+) -> Control:
+    """Features with at least `least_fires` firings in codes [item, feature] of both modalities.
+
+    By counts the expectation is exact: of n firings Binomial(n, N_image / (N_image + N_text)) fall on images. By energy each
+    firing keeps its z^2 and falls on images with that chance. A truly shared feature with 2 firings has |mu - 0.5| > 0.45
+    half of the time by counts: rare features make any histogram look bimodal.
+    """
+    edges = np.linspace(0, 1, N_BINS + 1)
+    size = (float(image.shape[0]), float(text.shape[0]))  # type: ignore[index]
+    fires = [np.bincount(codes.indices, minlength=count_columns(codes)).astype(np.int64) for codes in (image, text)]
+    kept = (fires[0] + fires[1] >= least_fires) & (fires[0] + fires[1] > 0)
+    n = int(kept.sum())
+    energies = [np.asarray(codes.power(2).sum(axis=0), dtype=np.float64)[kept] for codes in (image, text)]
+    by_energy = ratio(energies[0] / size[0], energies[1] / size[1])
+    by_count = ratio(fires[0][kept] / size[0], fires[1][kept] / size[1])
+    drawn = _deal_energies(csr_array(image[:, kept]), csr_array(text[:, kept]), size, seed)
+    return Control(
+        edges=edges,
+        n=n,
+        observed_energy=_share(by_energy, edges),
+        observed_count=_share(by_count, edges),
+        expected_energy=_share(drawn.ravel(), edges),
+        expected_count=_deal_counts((fires[0] + fires[1])[kept], size, edges),
+        one_sided=_beyond(by_energy, thresholds),
+        one_sided_expected=_beyond(drawn.ravel(), thresholds),
+    )
+
+
+def _deal_counts(n: Int[np.ndarray, " feature"], size: tuple[float, float], edges: np.ndarray) -> Float[np.ndarray, " bin"]:
+    if len(n) == 0:
+        return np.zeros(len(edges) - 1)
+    # mu < e exactly when k < n e N_image / (e N_image + (1 - e) N_text); rounding must not push an equal count across.
+    share = edges * size[0] / (edges * size[0] + (1 - edges) * size[1])
+    below = binom.cdf(np.ceil(n[:, None] * share[None, 1:-1] - 1e-9) - 1, n[:, None], size[0] / sum(size))
+    below = np.concatenate([np.zeros((len(n), 1)), below, np.ones((len(n), 1))], axis=1)
+    return np.diff(below, axis=1).mean(axis=0)
+
+
+def _deal_energies(
+    image: csr_array, text: csr_array, size: tuple[float, float], seed: int
+) -> Float[np.ndarray, "draw feature"]:
+    n_features = count_columns(image)
+    feature = np.concatenate([image.indices, text.indices])
+    energy = np.square(np.concatenate([image.data, text.data]))
+    total = np.bincount(feature, weights=energy, minlength=n_features)
+    generator = np.random.default_rng(seed)
+    found = np.empty((DRAWS, n_features))
+    for draw in range(DRAWS):
+        falls = generator.random(len(feature)) < size[0] / sum(size)
+        on_image = np.bincount(feature[falls], weights=energy[falls], minlength=n_features)
+        found[draw] = ratio(on_image / size[0], np.maximum(total - on_image, 0) / size[1])
+    return found
+
+
+def _share(scores: np.ndarray, edges: np.ndarray) -> Float[np.ndarray, " bin"]:
+    counts = np.histogram(scores[np.isfinite(scores)], bins=edges)[0].astype(np.float64)
+    return counts / counts.sum() if counts.sum() else counts
+
+
+def _beyond(scores: np.ndarray, thresholds: tuple[float, float]) -> float:
+    defined = scores[np.isfinite(scores)]
+    return float(((defined < thresholds[0]) | (defined > thresholds[1])).mean()) if len(defined) else float("nan")

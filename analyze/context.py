@@ -1,0 +1,42 @@
+"""What an analysis hands from step to step."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from thresher.analyze.battery.study import Finding, Study
+from thresher.analyze.config import AnalyzeConfig
+from thresher.analyze.evaluate import ModalityResult
+from thresher.analyze.evidence import Present
+from thresher.analyze.gallery import Card
+from thresher.analyze.inputs import Inputs
+from thresher.analyze.metrics.resample import Resample
+from thresher.analyze.panels import Panel
+
+
+class Context(NamedTuple):
+    """What is the same for every dictionary."""
+
+    config: AnalyzeConfig
+    inputs: Inputs
+    panels: Mapping[str, Panel]
+    presence: Mapping[str, Present]
+    probed: np.ndarray | None
+    """What a linear probe reads [2, concept]; None without ground truth."""
+    resample: Resample
+    study: Study | None
+    """What the battery needs; None where too few images have a caption."""
+
+
+class Outcome(NamedTuple):
+    """What was found about one dictionary."""
+
+    metrics: dict[str, Any]
+    modality: ModalityResult | None
+    features: Any
+    """Table of the features (pyarrow); None without two modalities."""
+    cards: list[Card]
+    concepts: list[dict[str, Any]]
+    finding: Finding | None = None
+    """What the battery says; None without pairs."""
