@@ -16,6 +16,7 @@ SMALLEST = {
     "pursuit.py": ["--sizes", "32,128,4,64", "--repeats", "1"],
     "store.py": ["--mb", "2", "--width", "64", "--hooks", "2", "--repeats", "1"],
     "stream.py": ["--mb", "2", "--width", "64", "--repeats", "1", "--d-sae", "128", "--iterations", "1", "--without-saelens"],
+    "sweep.py": ["--members=1,2", "--d-in=16", "--d-sae=32", "--iterations=2", "--rows=2000", "--rounds=1"],
     "train_step.py": ["32,128,4,64", "--rounds", "1"],
 }
 SHARED = [
