@@ -23,7 +23,7 @@ def uncentred_bridge(
 
     sum_ij B_ij = E_pair[<x^image, x^text>]. Independent codes have it too: it ranks frequent features, not bridges.
     """
-    return products / n_pairs * inner
+    return products * (inner / n_pairs)
 
 
 def centred_bridge(
@@ -37,7 +37,10 @@ def centred_bridge(
 
     sum_ij Bc_ij = E_pair[<x^image, x^text>] - <E_pair x^image, E_pair x^text>: the contrastive margin, matched minus unmatched.
     """
-    return (products / n_pairs - image_mean * text_mean) * inner
+    centred = products / n_pairs
+    centred -= image_mean * text_mean
+    centred *= inner
+    return centred
 
 
 class BridgeSums(NamedTuple):
@@ -79,24 +82,29 @@ def add_bridges(
 ) -> BridgeSums:
     """The sums after a further block of the Gram matrix. `labels` gives each feature a small number, in several ways."""
     inner = dictionary[rows.image] @ dictionary[rows.text].T
-    raw = np.abs(uncentred_bridge(rows.products, marginals.n, inner))
+    raw = uncentred_bridge(rows.products, marginals.n, inner)
     means = marginals.image[rows.image, None], marginals.text[None, rows.text]
     centred = centred_bridge(rows.products, marginals.n, *means, inner)
-    size = np.abs(centred)
-    row_sums, column_sums = sums.rows.copy(), sums.columns.copy()
-    for index, part in enumerate((raw, size)):
+    uncentred, square = float(raw.sum()), float(np.vdot(centred, centred))
+    both, at_row, at_column = np.intersect1d(rows.image, rows.text, assume_unique=True, return_indices=True)
+    own = float(centred[at_row, at_column].sum()) if len(both) else 0.0
+    marks = _mark(labels[:, rows.text], sums.regions.shape[-1])
+    regions, row_sums, column_sums = sums.regions.copy(), sums.rows.copy(), sums.columns.copy()
+    by_label = [centred @ marks]
+    size = np.abs(centred, out=centred)
+    for index, part in enumerate((np.abs(raw, out=raw), size)):
+        by_label.append(part @ marks)
         row_sums[index, rows.image] += part.sum(1)
         column_sums[index, rows.text] += part.sum(0)
-    regions = sums.regions.copy()
-    n_labels = regions.shape[-1]
-    for index, part in enumerate((raw, centred, size)):
-        regions[index] += np.stack([_by_label(part, rows, line, n_labels) for line in labels])
+    total = float(by_label[0].sum()) / len(labels)
+    for index, part in enumerate((by_label[1], by_label[0], by_label[2])):
+        regions[index] += _fold(part, labels[:, rows.image], regions.shape[-1])
     return BridgeSums(
-        uncentred=sums.uncentred + float((rows.products * inner).sum() / marginals.n),
-        centred=sums.centred + float(centred.sum()),
+        uncentred=sums.uncentred + uncentred,
+        centred=sums.centred + total,
         absolute=sums.absolute + float(size.sum()),
-        square=sums.square + float(np.square(centred).sum()),
-        own=sums.own + float(centred[rows.image[:, None] == rows.text[None]].sum()),
+        square=sums.square + square,
+        own=sums.own + own,
         rows=row_sums,
         columns=column_sums,
         regions=regions,
@@ -104,9 +112,15 @@ def add_bridges(
     )
 
 
-def _by_label(part: np.ndarray, rows: GramRows, labels: np.ndarray, n_labels: int) -> np.ndarray:
-    marks = np.eye(n_labels)
-    return marks[labels[rows.image]].T @ part @ marks[labels[rows.text]]
+def _mark(labels: np.ndarray, n_labels: int) -> np.ndarray:
+    """1 where a feature has a label [feature, labelling * label]."""
+    return np.concatenate(list(np.eye(n_labels)[labels]), axis=1)
+
+
+def _fold(by_label: np.ndarray, labels: np.ndarray, n_labels: int) -> np.ndarray:
+    """Sums by the label of the row as well [labelling, label, label], from sums by the label of the column."""
+    parts = np.split(by_label, len(labels), axis=1)
+    return np.stack([np.eye(n_labels)[line].T @ part for line, part in zip(labels, parts, strict=True)])
 
 
 def _largest(strongest: np.ndarray, size: np.ndarray) -> np.ndarray:

@@ -19,9 +19,14 @@ def chance_of_products(
         E T = 0,   E T^2 = p2(a) p2(b) / (n - 1),   E T^3 = p3(a) p3(b) n / ((n - 1)(n - 2))
     exactly. The tail is that of Pearson's type III with these three moments (Kazi-Aoual et al. 1995; Winkler et al. 2016). It
     is a permutation test of the correlation, since that is linear in T. The normal tail alone would be wrong by orders of
-    magnitude for features that fire rarely, where this one is too heavy (never too light): there `association.chance_of`, which
-    counts joint firings, is exact and sharper. `image` and `text` are power sums of the two features of each edge; the texts of
-    one image are one b. 1 where a side is constant or there are fewer than 3 images. Signed codes: as they are.
+    magnitude for features that fire rarely.
+
+    `image` and `text` are power sums of the two features of each edge; the texts of one image are one b. 1 where a side is
+    constant, where T is no more than expected, and with fewer than 3 images. Signed codes: as they are.
+
+    Against 20,000 permutations of 2000 pairs (0/1, exponential and log-normal codes, 0.1 to 60 joint firings expected) it
+    called 0.3 to 2 times the nominal share at levels from 5 % to 0.1 %; further out it is too large, never too small. The exact
+    test of joint firing (`association.chance_of`) called 0.1 to 1.2 times, as it does not see how strong the codes are.
     """
     n = float(n_images)
     if n < 3:
@@ -33,7 +38,7 @@ def chance_of_products(
     spread = np.sqrt(np.where(is_random, variance, 1))
     skewness = third_image * third_text * n / ((n - 1) * (n - 2)) / spread**3
     found = upper_tail((products - mean) / spread, skewness)
-    return np.where(is_random, found, 1.0)
+    return np.where(is_random & (products > mean), found, 1.0)
 
 
 def upper_tail(standardized: Float[np.ndarray, "*any"], skewness: Float[np.ndarray, "*any"]) -> Float[np.ndarray, "*any"]:

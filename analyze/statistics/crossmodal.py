@@ -61,8 +61,9 @@ def measure_crossmodal(items: Items, seed: int) -> dict[str, Any]:
     """
     pairing = pair_codes(items.image, items.text, items.pairs, items.record)
     features = sum_features(items.image), sum_features(items.text)
-    sums = _collect(items, pairing, *features)
-    deranged = _collect(items, derange(pairing, seed), *features)
+    bridging = Bridging(items.dictionary, label_regions(*features))
+    sums = _collect(items, pairing, features, bridging)
+    deranged = _collect(items, derange(pairing, seed), features, None)
     image, text = (csr_array(side[items.pairs[:, c]]) for c, side in enumerate((items.image, items.text)))
     dominance = classify_dominance(score_dominance(sum_dominance(image, text)))
     return {
@@ -75,11 +76,11 @@ def measure_crossmodal(items: Items, seed: int) -> dict[str, Any]:
     }
 
 
-def _collect(items: Items, pairing: Pairing, image: FeatureSums, text: FeatureSums) -> _Sums:
+def _collect(items: Items, pairing: Pairing, features: tuple[FeatureSums, FeatureSums], bridging: Bridging | None) -> _Sums:
+    image, text = features
     pairs = sum_pairs(pairing)
     rows, columns = np.flatnonzero(pairs.image_fires), np.flatnonzero(pairs.text_fires)
     marginals = find_marginals(pairs)
-    bridging = Bridging(items.dictionary, label_regions(image, text))
     walk = walk_gram(iterate_gram(pairing, rows, columns), marginals, N_PARTNERS, bridging)
     matching = _match(pairing, marginals, _strongest(image, rows), _strongest(text, columns))
     edges = walk.edges

@@ -1,6 +1,7 @@
 """The products of every feature of the images with every feature of the texts, summed over pairs, in row blocks."""
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, cast
 
@@ -9,7 +10,7 @@ from jaxtyping import Float, Int
 from scipy.sparse import csr_array
 
 from thresher.analyze.statistics.pairing import Pairing
-from thresher.analyze.statistics.rows import transpose
+from thresher.analyze.statistics.rows import run_both, transpose
 
 BYTES_PER_ENTRY = 64
 """Of a block of the Gram matrix while it is made and read: sparse product, dense sums, counts, and room to work in."""
@@ -50,11 +51,10 @@ def iterate_gram(
         left = csr_array(postings[chosen])
         left.indices = pairing.partner[left.indices].astype(left.indices.dtype)
         counted = csr_array((np.ones(left.nnz, np.int32), left.indices, left.indptr), shape=left.shape)
-        products = _multiply(left, total)[:, text]
-        cofires = _multiply(counted, fires)[:, text]
+        products, cofires = run_both(partial(_multiply, left, total, text), partial(_multiply, counted, fires, text))
         yield GramRows(chosen, text, products, cofires)
 
 
-def _multiply(left: csr_array, right: csr_array) -> np.ndarray:
-    """The product of two sparse matrices, dense."""
-    return cast(csr_array, left @ right).toarray()
+def _multiply(left: csr_array, right: csr_array, columns: Int[np.ndarray, " column"]) -> np.ndarray:
+    """Chosen columns of the product of two sparse matrices, dense."""
+    return cast(csr_array, left @ right).toarray()[:, columns]

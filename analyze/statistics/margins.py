@@ -1,6 +1,7 @@
 """Sums over pairs of what each feature, and each class of features, adds to the similarity of an image and its text."""
 
 from collections.abc import Iterator
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -9,7 +10,7 @@ from scipy.sparse import csr_array
 
 from thresher.analyze.statistics.paired import GROUPS
 from thresher.analyze.statistics.pairing import Pairing
-from thresher.analyze.statistics.rows import BLOCK, iterate_blocks
+from thresher.analyze.statistics.rows import BLOCK, iterate_blocks, run_both
 
 
 class MarginSums(NamedTuple):
@@ -58,10 +59,16 @@ def sum_margins(pairing: Pairing, dictionary: Float[np.ndarray, "feature d_in"])
         pairs[one.group] += weights.sum()
         parts[0, one.group] += one.image.T @ weights
         parts[1, one.group] += one.text.sum(axis=0)
-        parts[2, one.group] += ((one.image.T @ (one.text @ dictionary)) * dictionary).sum(1)
-        parts[3, one.group] += ((one.text.T @ (one.image @ dictionary)) * dictionary).sum(1)
+        rows = run_both(partial(_project, one.image, one.text, dictionary), partial(_project, one.text, one.image, dictionary))
+        parts[2, one.group] += rows[0]
+        parts[3, one.group] += rows[1]
         parts[4, one.group] += one.image.multiply(one.text).sum(axis=0) * square
     return MarginSums(pairs, *parts)
+
+
+def _project(here: csr_array, there: csr_array, dictionary: np.ndarray) -> np.ndarray:
+    """Sum over rows of z_i <d_i, reconstruction of the other side> [feature]."""
+    return ((here.T @ (there @ dictionary)) * dictionary).sum(1)
 
 
 def sum_class_margins(

@@ -1,10 +1,12 @@
 """Codes row by row, in memory or in files: what is written in pieces of any size reads as one matrix."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, cast
 
 import numpy as np
+import torch
 from scipy.sparse import csr_array
 
 from thresher.errors import AnalysisError
@@ -72,6 +74,16 @@ class RowsWriter:
     @staticmethod
     def _paths(folder: Path) -> tuple[Path, Path]:
         return folder / "values.f8", folder / "features.i4"
+
+
+def run_both(first: Callable[[], np.ndarray], second: Callable[[], np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Two results, made at once where there are threads to do so: SciPy multiplies without the interpreter's lock."""
+    if torch.get_num_threads() < 2:
+        return first(), second()
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(first)
+        other = second()
+        return waiting.result(), other
 
 
 def shape_of(codes: csr_array) -> tuple[int, int]:
