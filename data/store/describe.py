@@ -1,12 +1,13 @@
 """What a store holds, in plain values for the command line."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from thresher.data.store.layout import RUN
-from thresher.data.store.places import parse_location
+from thresher.data.store.places import find_remote_stores, parse_location
 from thresher.data.store.reader import Store, open_store
 from thresher.errors import StoreError
 
@@ -33,13 +34,13 @@ def describe_store(path: str | Path) -> dict[str, Any]:
 def list_stores(folder: str | Path) -> list[dict[str, Any]]:
     """One line of plain values for each store in a folder or below it, in order of their paths.
 
-    A store that cannot be opened has its `problem` told instead of its content. Raises StoreError: no such folder.
+    Also in a bucket: `s3://bucket` or below; a request for each folder that is no store, what lies in one is not listed.
+    A store that cannot be opened has its `problem` told instead of its content. Raises StoreError: no such folder or bucket.
     """
-    folder = parse_location(folder)
+    is_bucket = re.fullmatch(r"(s3|gs)://[^/]+/?", str(folder))
+    folder = str(folder).rstrip("/") if is_bucket else parse_location(folder)
     if isinstance(folder, str):
-        raise StoreError(
-            f"{folder}: only folders of this machine are looked through; `thresher store info` describes one store"
-        )
+        return [_summarize(address) for address in find_remote_stores(folder)]
     if not folder.is_dir():
         raise StoreError(f"{folder}: no such folder; give one that holds stores, or one above it")
     found = sorted(run.parent for run in folder.rglob(RUN) if _is_store(run))
@@ -50,7 +51,7 @@ def _is_store(run: Path) -> bool:
     return (run.parent / "commits").is_dir() or (run.parent / "acts.zarr").is_dir()
 
 
-def _summarize(path: Path) -> dict[str, Any]:
+def _summarize(path: str | Path) -> dict[str, Any]:
     try:
         store = open_store(path, incomplete="prefix")
     except StoreError as error:

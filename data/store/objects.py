@@ -63,7 +63,7 @@ class Objects:
             client["allow_http"] = True  # the user has written http
         retry = {"max_retries": 10_000, "retry_timeout": timedelta(seconds=_retry_seconds())}
         with self._translate(""):
-            self.backend: Any = kind(bucket, prefix=prefix, client_options=client, retry_config=retry)
+            self.backend: Any = kind(bucket, prefix=prefix or None, client_options=client, retry_config=retry)
 
     def locate(self, path: str) -> str:
         """The address of an object."""
@@ -123,6 +123,12 @@ class Objects:
                 return
             for found in page:
                 yield found["path"], found["size"]
+
+    def list_level(self, folder: str) -> tuple[Sequence[str], Sequence[str]]:
+        """The folders in a folder and the objects in it, in order, without what lies below."""
+        with self._translate(folder):
+            found: Any = obstore.list_with_delimiter(self.backend, prefix=folder or None)
+        return sorted(found["common_prefixes"]), sorted(one["path"] for one in found["objects"])
 
     def delete(self, paths: Sequence[str]) -> None:
         """Remove objects; those that are not there are fine."""

@@ -1,7 +1,8 @@
 """Which storage a location means: the one place where the kind of storage is chosen."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import unquote, urlsplit
@@ -9,6 +10,7 @@ from urllib.parse import unquote, urlsplit
 import pydantic
 
 from thresher.data.store.cache import CacheConfig, open_cache
+from thresher.data.store.layout import RUN, ZARR
 from thresher.data.store.local import LocalStorage
 from thresher.data.store.storage import Storage, StoredFile
 from thresher.errors import ConfigError, StoreError
@@ -57,8 +59,30 @@ def open_storage(location: str | Path) -> Storage:
     location = parse_location(location)
     if isinstance(location, Path):
         return LocalStorage(location)
-    try:
+    with _explain_missing(location):
         from thresher.data.store.remote import RemoteStorage
+    return RemoteStorage(location)
+
+
+def find_remote_stores(url: str) -> list[str]:
+    """The addresses of the stores at an address of a bucket or below it, in order."""
+    with _explain_missing(url):
+        from thresher.data.store.objects import Objects
+    objects, found, folders = Objects(url), list[str](), [""]
+    while folders:
+        folder = folders.pop()
+        below, files = objects.list_level(folder)
+        is_store = any(file.rpartition("/")[2] == RUN for file in files)
+        if is_store and {name.rpartition("/")[2] for name in below} & {"commits", ZARR}:
+            found.append(objects.locate(folder))
+        else:
+            folders += below
+    return sorted(found)
+
+
+@contextmanager
+def _explain_missing(location: str) -> Generator[None, None, None]:
+    try:
+        yield
     except ModuleNotFoundError as error:
         raise StoreError(f"{location}: needs {error.name}; install it by `pip install 'thresher[remote]'`") from error
-    return RemoteStorage(location)

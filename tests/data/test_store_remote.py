@@ -17,6 +17,7 @@ from zarr.storage import ObjectStore
 from thresher.cli import app
 from thresher.data.store import (
     StoreWriter,
+    list_stores,
     open_store,
     parse_location,
     refuse_foreign_store,
@@ -334,3 +335,21 @@ def test_a_large_read_is_put_together_from_pieces(place):
     assert target == content[11:][: len(target)].tobytes()
     assert file.read_into(len(content) - 3, memoryview(target)) == 3
     assert file.read_into(len(content) + 3, memoryview(target)) == 0
+
+
+def test_a_bucket_is_looked_through_for_stores(place, s3):
+    for name in ("a/store", "b", "b/c/store"):
+        with open_writer(f"{place}/{name}") as writer:
+            writer.write(make_batch(0))
+    Objects(place).put("d/run.json", b"of something else, which is no store at all, and longer than the claim of a writer is")
+    listed = list_stores(place)
+    # Nothing is looked for inside of a store.
+    assert [line["path"] for line in listed] == [f"{place}/a/store", f"{place}/b"]
+    assert not any(line["complete"] or line["problem"] for line in listed)
+    bucket = place.rpartition("/")[0]
+    assert f"{place}/b" in [line["path"] for line in list_stores(bucket)]
+    shown = CliRunner().invoke(app, ["store", "ls", f"{place}/"])
+    assert shown.exit_code == 0
+    assert "vision." in shown.stdout
+    with pytest.raises(StoreError, match="no such bucket"):
+        list_stores("s3://nowhere-at-all")
