@@ -86,7 +86,7 @@ def search(settings: SweepConfig, groups: Sequence[Group], source: Source) -> tu
     if plan is None:
         return {name: requests[0] for name, requests in chosen.items()}, trials
     for rung in range(len(plan.rungs)):
-        asking = [request for name in chosen for request in chosen[name] if _needs_search(request.group)]
+        asking = [request for name in chosen for request in chosen[name] if len(request.group.lrs) > 1]
         tries = reach(asking, plan.l0_tries, plan.l0_tolerance, _train_rung(settings, plan, rung, source))
         trials += [Trial(request, rung, attempt, outcome) for each in tries for attempt, (request, outcome) in enumerate(each)]
         reached = [pick_nearest(each) for each in tries]
@@ -114,10 +114,6 @@ def rank(found: Sequence[tuple[Request, Outcome]], tolerance: float) -> list[Req
     return [request for request, _ in sorted(found, key=key)]
 
 
-def _needs_search(group: Group) -> bool:
-    return len(group.lrs) > 1 or group.l0 is not None
-
-
 def _train_rung(settings: SweepConfig, plan: SearchConfig, rung: int, source: Source) -> Train:
     def train(attempt: int, requests: Sequence[Request]) -> Sequence[Outcome]:
         parent = settings.out / "search" / f"rung={rung}-try={attempt}"
@@ -132,6 +128,7 @@ def _shorten(settings: SweepConfig, request: Request, parent: Path, fraction: fl
     group, lr, asked = request
     out = parent / f"{group.name}-lr={lr:g}"
     full = configure(settings, group, out, lr=lr, asked=asked, seed=settings.seeds[0])
-    n_iterations = max(round(fraction * full.count_iterations(source.share(full).n_rows)), 1)
+    n_rows = source.arrange(full)[1].n_rows
+    n_iterations = max(round(fraction * full.count_iterations(n_rows)), 1)
     rows = n_iterations * full.stream.batch_size
-    return dataclasses.replace(full, rows=rows, epochs=None, evaluate_every=max(n_iterations, 1))
+    return dataclasses.replace(full, rows=rows, epochs=None, evaluate_every=n_iterations)

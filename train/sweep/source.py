@@ -18,6 +18,8 @@ from thresher.train.parallel.layout import Layout
 class Shared(NamedTuple):
     """What all members of one stream train with."""
 
+    hook_points: tuple[str, ...]
+    """Whose rows the stream has."""
     store: Opened
     layout: Layout
     """Of this one process."""
@@ -39,13 +41,11 @@ class Source:
         self._layout = Layout(team, 1, self.device)
         self._shared: dict[tuple[str, ...], Shared] = {}
 
-    def arrange(self, config: TrainConfig) -> tuple[TrainConfig, tuple[str, ...]]:
-        """A member's training as it is run, and the name of its stream. Raises ConfigError, StoreError."""
-        arranged, store = arrange(config, self.store)
-        return arranged, name_hook_points(arranged, store)
+    def arrange(self, config: TrainConfig) -> tuple[TrainConfig, Shared]:
+        """A member's training as it is run, and what it shares with others of its stream (measured for the first of them).
 
-    def share(self, config: TrainConfig) -> Shared:
-        """What members of the stream of `config` train with; measured at the first call."""
+        Raises ConfigError, StoreError.
+        """
         arranged, store = arrange(config, self.store)
         names = name_hook_points(arranged, store)
         if names not in self._shared:
@@ -53,5 +53,5 @@ class Source:
             stream.close()
             normalizer = measure_normalizer(arranged, store).to(self.device)
             sample = sample_held_out(arranged, store)
-            self._shared[names] = Shared(store, self._layout, normalizer, sample, stream.n_rows, self.device)
-        return self._shared[names]
+            self._shared[names] = Shared(names, store, self._layout, normalizer, sample, stream.n_rows, self.device)
+        return arranged, self._shared[names]

@@ -32,21 +32,21 @@ def train_together(configs: Sequence[TrainConfig], source: Source, label: str) -
     and the others wait. One whose loss stops being finite leaves; the others go on. On Ctrl-C saves all, then raises
     KeyboardInterrupt. Raises CheckpointError: a folder holds another run.
     """
-    streams: dict[tuple[str, ...], list[TrainConfig]] = {}
+    streams: dict[tuple[str, ...], tuple[Shared, list[TrainConfig]]] = {}
     fitted: list[TrainConfig] = []
-    for config, name in map(source.arrange, configs):
-        shared = source.share(config)
+    for config, shared in map(source.arrange, configs):
         refuse_foreign(config.out, [CONFIG, LOG, STATE, COST])
         refuse_other_run(config, shared.store)
         if read_outcome(config.out) is None:
-            (fitted if is_fitted_once(config) else streams.setdefault(name, [])).append(config)
-    n_missing = len(fitted) + sum(map(len, streams.values()))
+            own = fitted if is_fitted_once(config) else streams.setdefault(shared.hook_points, (shared, []))[1]
+            own.append(config)
+    n_missing = len(fitted) + sum(len(missing) for _, missing in streams.values())
     if n_missing:
         log(f"{label}: {n_missing} of {len(configs)} to train")
-    for missing in streams.values():
+    for shared, missing in streams.values():
         with torch.random.fork_rng(["cuda"] if source.device.type == "cuda" else []):
             torch.manual_seed(missing[0].seed)
-            _train(missing, source.share(missing[0]), label)
+            _train(missing, shared, label)
     for config in fitted:
         _fit(config, source.device)
     return [_find(config) for config in configs]
