@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from thresher.analyze.metrics.estimate import Estimate, estimate
+from thresher.analyze.metrics.fidelity import recover_share
 from thresher.analyze.metrics.resample import Resample
 from thresher.errors import ModelError
 
@@ -156,10 +157,7 @@ def summarize_losses(losses: DocumentLosses, name: str, resample: Resample) -> S
     tokens = weights @ losses.n_tokens.astype(np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
         loss = {key: weights @ losses.total[key] / tokens for key in ("clean", "zero", "mean", name)}
-        recovered = {
-            key: np.where(loss[key] > loss["clean"], (loss[key] - loss[name]) / (loss[key] - loss["clean"]), np.nan)
-            for key in ("zero", "mean")
-        }
+    recovered = {key: recover_share(loss["clean"], loss[name], loss[key]) for key in ("zero", "mean")}
     return SpliceResult(
         clean=estimate(loss["clean"], n, "documents"),
         spliced=estimate(loss[name], n, "documents"),

@@ -194,8 +194,8 @@ def _spread_across(image: SemanticSums, text: SemanticSums) -> np.ndarray:
         covariances.append(one.gram - one.n_rows * np.outer(mean, mean))
         factors.append((v - u**2 / one.n_rows) / (one.n_rows - 1))
     variance = (
-        factors[0] * np.einsum("fd,de,fe->f", means[1], covariances[0], means[1])
-        + factors[1] * np.einsum("fd,de,fe->f", means[0], covariances[1], means[0])
+        factors[0] * (means[1] @ covariances[0] * means[1]).sum(axis=1)
+        + factors[1] * (means[0] @ covariances[1] * means[0]).sum(axis=1)
         + factors[0] * factors[1] * float((covariances[0] * covariances[1]).sum())
     )
     return np.sqrt(np.maximum(variance, 0))

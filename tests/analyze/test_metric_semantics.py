@@ -63,8 +63,8 @@ def test_the_linear_multimodal_score_equals_the_pairwise_one_with_and_without_ma
 
 
 def test_the_null_of_monosemanticity_is_that_of_all_permutations() -> None:
-    z, e = draw(3, rows=6)
-    every = [measure_monosemanticity(sum_semantics(csr_array(z), e[list(order)])).score for order in permutations(range(6))]
+    z, e = draw(3, rows=5)
+    every = [measure_monosemanticity(sum_semantics(csr_array(z), e[list(order)])).score for order in permutations(range(5))]
     found = measure_monosemanticity(sum_semantics(csr_array(z), e))
     np.testing.assert_allclose(found.chance, np.mean(every, axis=0), rtol=1e-9)
     np.testing.assert_allclose(found.z, (found.score - np.mean(every, axis=0)) / np.std(every, axis=0), rtol=1e-7)
