@@ -49,6 +49,11 @@ class _Source(NamedTuple):
             item = self.store.read_items_of(self.info.name, start, stop)
             yield start, {"activations": _as_numpy(x), "item": item, **described}
 
+    def describe(self) -> dict[str, str]:
+        """What the hook point is."""
+        info = self.info
+        return {"hook_point": info.name, "modality": info.modality, "space": info.space, "stored_as": info.dtype}
+
     def shapes(self) -> dict[str, tuple[tuple[int, ...], "np.dtype[Any]"]]:
         """Array -> (shape, type)."""
         described = self.store.read_described(self.info.name, 0, 0)
@@ -113,7 +118,7 @@ def _file_name(hook_point: str) -> str:
 def _to_hdf5(source: _Source, out: Path) -> Iterator[int]:
     with h5py.File(out, "a") as file:
         group: Any = file.create_group(f"layers/{_file_name(source.info.name)}")
-        group.attrs.update({"hook_point": source.info.name, "modality": source.info.modality, "stored_as": source.info.dtype})
+        group.attrs.update(source.describe())
         for name, (shape, dtype) in source.shapes().items():
             chunks = (max(1, min(source.block_rows // 4, shape[0] or 1)), *shape[1:])
             group.create_dataset(name, shape, dtype, chunks=chunks)
@@ -148,9 +153,7 @@ SAFETENSORS: Mapping[str, str] = {
 
 
 def _to_safetensors(source: _Source, out: Path) -> Iterator[int]:
-    header: dict[str, Any] = {
-        "__metadata__": {"hook_point": source.info.name, "modality": source.info.modality, "stored_as": source.info.dtype}
-    }
+    header: dict[str, Any] = {"__metadata__": source.describe()}
     end, starts = 0, dict[str, int]()
     for name, (shape, dtype) in source.shapes().items():
         starts[name], end = end, end + int(np.prod(shape)) * dtype.itemsize
@@ -171,8 +174,7 @@ def _to_parquet(source: _Source, out: Path) -> Iterator[int]:
     shapes = source.shapes()
     vector = pa.list_(pa.from_numpy_dtype(shapes["activations"][1]), source.info.width)
     described = [(name, pa.from_numpy_dtype(dtype)) for name, (_, dtype) in shapes.items() if name != "activations"]
-    metadata = {"hook_point": source.info.name, "modality": source.info.modality, "stored_as": source.info.dtype}
-    schema = pa.schema([*described, ("activations", vector)], metadata=metadata)
+    schema = pa.schema([*described, ("activations", vector)], metadata=source.describe())
     folder = out / _file_name(source.info.name)
     folder.mkdir()
     with pq.ParquetWriter(folder / "rows.parquet", schema, compression="none") as writer:

@@ -11,9 +11,11 @@ from typing import Any, NamedTuple
 import h5py
 import numpy as np
 import numpy.typing as npt
+import pyarrow.parquet as pq
 import torch
 
 from thresher.data.records import Modality
+from thresher.data.store.exported import DESCRIBING, ExportedRows, ItemTable, import_exported
 from thresher.data.store.schema import Batch, Dtype, HookPointSpec, Item, Rows
 from thresher.data.store.writer import StoreWriter
 from thresher.errors import StoreError
@@ -23,9 +25,6 @@ BATCH_BYTES = 64 << 20
 """Activations that are in memory at once."""
 TOKEN_IDS = "token_ids"
 """Column of SAELens, and dataset of HDF5 or file beside an npy, that holds the tokens' ids [item, position]."""
-
-ITEM = "item"
-"""The same of an export: the item of each row."""
 
 
 class _Foreign(NamedTuple):
@@ -37,8 +36,10 @@ class _Foreign(NamedTuple):
     """[item, position], or None."""
     origin: Mapping[str, Any]
     """What is known about them, in plain values."""
-    items: Mapping[str, Any]
-    """Hook point -> the item of each row, of arrays that this package has exported."""
+    exported: Mapping[str, ExportedRows]
+    """Hook point -> the same array as this package has exported it, with what describes its rows."""
+    items: ItemTable | None
+    """The items of an export."""
 
 
 def import_store(source: Path, out: str | Path, *, modality: Modality, hook_point: str | None = None) -> str | Path:
@@ -46,18 +47,21 @@ def import_store(source: Path, out: str | Path, *, modality: Modality, hook_poin
 
     `source` is an `.npy`, an HDF5 file (every floating-point dataset of two or three dimensions is a hook point) or a folder
     that `datasets` saved (SAELens: one column a hook point, `token_ids`). Arrays are [item, width] or [item, position, width].
-    Items have no texts or images: their keys are their numbers. `hook_point` names an array that has no name (npy), or chooses
-    one of several.
+    Items have no texts or images: their keys are their numbers. What `store export` has written (npy, HDF5) comes back with
+    item, position, token id and the like of each row, and with keys and texts of its items. `hook_point` names an array that
+    has no name (npy), or chooses one of several.
     float64 becomes float32. Raises StoreError: not of these kinds, arrays that do not fit together, whatever a writer raises.
     """
     try:
-        foreign = _open(source, hook_point)
+        foreign = _open(source, hook_point, modality)
     except (OSError, ValueError, EOFError) as error:
         raise StoreError(f"{source}: cannot be read ({error}); nothing was imported") from error
     if hook_point is not None and hook_point in foreign.arrays:
-        foreign = foreign._replace(arrays={hook_point: foreign.arrays[hook_point]})
-    for name in foreign.arrays:
-        _check_items(source, name, foreign.items.get(name))
+        exported = {name: rows for name, rows in foreign.exported.items() if name == hook_point}
+        foreign = foreign._replace(arrays={hook_point: foreign.arrays[hook_point]}, exported=exported)
+    if foreign.exported and foreign.exported.keys() == foreign.arrays.keys():
+        import_exported(source, out, foreign.exported, foreign.items, foreign.origin, modality, BATCH_BYTES)
+        return out
     shapes = {name: tuple(int(n) for n in array.shape) for name, array in foreign.arrays.items()}
     if not shapes or len({shape[:-1] for shape in shapes.values()}) > 1:
         raise StoreError(
@@ -81,17 +85,22 @@ def import_store(source: Path, out: str | Path, *, modality: Modality, hook_poin
     return out
 
 
-def _open(source: Path, hook_point: str | None) -> _Foreign:
+def _open(source: Path, hook_point: str | None, modality: Modality) -> _Foreign:
     if source.suffix == ".npy" and source.is_file():
         array = np.load(source, mmap_mode="r", allow_pickle=False)
         beside = source.with_name(f"{TOKEN_IDS}.npy")
         ids = np.load(beside, mmap_mode="r", allow_pickle=False) if array.ndim == 3 and beside.exists() else None
         origin = {"kind": "npy", "name": source.name, "shape": list(array.shape), "bytes": source.stat().st_size}
-        name, own = hook_point or source.stem, source.with_name(f"{ITEM}.npy")
-        items = {name: np.load(own, allow_pickle=False)} if array.ndim == 2 and own.exists() else {}
-        return _Foreign({name: _check(source, array)}, ids, origin, items)
+        name = hook_point or source.stem
+        own = {known: source.with_name(f"{known}.npy") for known in DESCRIBING}
+        described = {known: np.load(path, allow_pickle=False) for known, path in own.items() if path.exists()}
+        is_export = array.ndim == 2 and "item" in described
+        exported = {name: ExportedRows(_check(source, array), described, {})} if is_export else {}
+        table = source.parent.with_name(f"items-{modality}.parquet")
+        items = _read_parquet(table) if is_export and table.exists() else None
+        return _Foreign({name: _check(source, array)}, ids, origin, exported, items)
     if source.suffix in (".h5", ".hdf5", ".hdf") and source.is_file():
-        return _open_hdf5(source)
+        return _open_hdf5(source, modality)
     if (source / "dataset_info.json").exists():
         return _open_arrow(source)
     raise StoreError(
@@ -99,22 +108,36 @@ def _open(source: Path, hook_point: str | None) -> _Foreign:
     )
 
 
-def _open_hdf5(source: Path) -> _Foreign:
+def _open_hdf5(source: Path, modality: Modality) -> _Foreign:
     file = h5py.File(source, "r")
     arrays: dict[str, Any] = {}
-    items: dict[str, Any] = {}
+    exported: dict[str, ExportedRows] = {}
 
     def visit(name: str, node: Any) -> None:
         if isinstance(node, h5py.Dataset) and node.ndim in (2, 3) and node.dtype.kind == "f":
             group: Any = node.parent
             name = str(group.attrs.get("hook_point", name))
-            arrays[name] = node
-            if "hook_point" in group.attrs and ITEM in group:
-                items[name] = group[ITEM]
+            if "hook_point" not in group.attrs or "item" not in group:
+                arrays[name] = node
+            elif group.attrs.get("modality", modality) == modality:
+                described = {known: np.asarray(group[known]) for known in DESCRIBING if known in group}
+                arrays[name] = node
+                exported[name] = ExportedRows(node, described, {key: str(value) for key, value in group.attrs.items()})
 
     file.visititems(visit)
     origin = {"kind": "hdf5", "name": source.name, "bytes": source.stat().st_size}
-    return _Foreign(arrays, file.get(TOKEN_IDS), origin, items)
+    table: Any = file.get(f"items/{modality}")
+    items = {name: _read_column(column) for name, column in table.items()} if exported and table is not None else None
+    return _Foreign(arrays, file.get(TOKEN_IDS), origin, exported, items)
+
+
+def _read_column(column: Any) -> list[Any]:
+    return (column.asstr() if h5py.check_string_dtype(column.dtype) else column)[:].tolist()
+
+
+def _read_parquet(path: Path) -> dict[str, list[Any]]:
+    table = pq.read_table(path, use_threads=False)
+    return {name: table[name].to_pylist() for name in ("key", "record", "status", "text") if name in table.column_names}
 
 
 def _open_arrow(source: Path) -> _Foreign:
@@ -127,7 +150,7 @@ def _open_arrow(source: Path) -> _Foreign:
     config = source / "cache_activations_runner_cfg.json"
     settings = json.loads(config.read_text(encoding="utf-8")) if config.exists() else {}
     known = {key: settings[key] for key in ("model_name", "hook_name", "context_size", "dataset_path") if key in settings}
-    return _Foreign(arrays, ids, {"kind": "datasets", "name": source.name, "n_items": len(dataset), **known}, {})
+    return _Foreign(arrays, ids, {"kind": "datasets", "name": source.name, "n_items": len(dataset), **known}, {}, None)
 
 
 class _Column:
@@ -141,15 +164,6 @@ class _Column:
     def __getitem__(self, rows: slice) -> npt.NDArray[Any]:
         """Rows of the column."""
         return np.asarray(self._dataset[rows][self._name])
-
-
-def _check_items(source: Path, name: str, items: Any) -> None:
-    """Raise StoreError where rows are not one of each item: as items of their own they would part what belongs together."""
-    if items is not None and (np.diff(np.asarray(items, np.int64)) <= 0).any():
-        raise StoreError(
-            f"{source}: {name}: several rows are of one item, as {ITEM} beside them says; only arrays [item, width] or [item, "
-            "position, width] can be imported: harvest or copy the store they come from instead"
-        )
 
 
 def _check(source: Path, array: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -228,10 +228,38 @@ def test_what_cannot_be_read_is_refused_and_nothing_is_imported(tmp_path, name, 
 
 
 @pytest.mark.parametrize("form", ["hdf5", "npy"])
-def test_exported_rows_of_which_several_are_of_one_item_are_not_taken_for_items(path, tmp_path, form):
-    out = export_store(path, tmp_path / ("out.h5" if form == "hdf5" else "out"), form)
-    tokens, whole = (out if form == "hdf5" else out / name / "activations.npy" for name in ("vision.4", "vision.embed"))
-    with pytest.raises(StoreError, match="several rows are of one item"):
-        import_store(tokens, tmp_path / "store", modality="image", hook_point="vision.4")
-    import_store(whole, tmp_path / "store", modality="image", hook_point="vision.embed")
-    assert open_store(tmp_path / "store").rows("vision.embed") == open_store(path).rows("vision.embed")
+@pytest.mark.parametrize("name", ["vision.4", "vision.embed", "text.3", "module:text.ln_final"])
+def test_exported_rows_come_back_with_item_position_and_token_id(path, tmp_path, monkeypatch, form, name):
+    monkeypatch.setattr("thresher.data.store.ingest.BATCH_BYTES", 5000)  # several batches
+    store, modality = open_store(path), "image" if name.startswith("vision") else "text"
+    exported = export_store(path, tmp_path / ("out.h5" if form == "hdf5" else "out"), form)
+    source = exported if form == "hdf5" else exported / folder_of(name) / "activations.npy"
+    again = open_store(import_store(source, tmp_path / "store", modality=modality, hook_point=name))
+    assert again.hook_points[name].space == store.hook_points[name].space
+    assert torch.equal(again.read(name, 0, again.rows(name)).float(), store.read(name, 0, store.rows(name)).float())
+    assert again.item_of(name).tolist() == store.item_of(name).tolist()
+    assert again.position_of(name).tolist() == store.position_of(name).tolist()
+    if again.hook_points[name].space == "text.tokens":
+        assert again.token_id_of(name).tolist() == store.token_id_of(name).tolist()
+    for column in ("key", "record", "status", *(["text"] if modality == "text" else [])):
+        assert again.items(modality)[column].to_pylist() == store.items(modality)[column].to_pylist()
+
+
+def test_all_hook_points_of_a_modality_come_back_in_their_types_at_once(path, tmp_path):
+    exported = export_store(path, tmp_path / "out.h5", "hdf5")
+    again = open_store(import_store(exported, tmp_path / "store", modality="text"))
+    expected = {name: info for name, info in open_store(path).hook_points.items() if info.modality == "text"}
+    assert dict(again.hook_points) == expected
+    assert all(torch.equal(again.read(name, 0, info.rows), expected_rows(name, N_BATCHES)) for name, info in expected.items())
+
+
+def test_exported_rows_that_no_store_can_hold_are_refused(tmp_path):
+    for name, item in (("apart", [0, 1, 0]), ("same", [0, 0, 1])):
+        (tmp_path / name).mkdir()
+        np.save(tmp_path / name / "activations.npy", np.zeros((3, 2), "f4"))
+        np.save(tmp_path / name / "item.npy", np.array(item))
+    with pytest.raises(StoreError, match="do not stand together"):
+        import_store(tmp_path / "apart/activations.npy", tmp_path / "store", modality="image")
+    with pytest.raises(StoreError, match="no position beside them"):
+        import_store(tmp_path / "same/activations.npy", tmp_path / "store", modality="image")
+    assert not (tmp_path / "store").exists()
