@@ -92,8 +92,8 @@ def _check_spaces(source: Path, found: Mapping[str, ExportedRows], spaces: Mappi
         is_same = rows.described.keys() == first.described.keys()
         if not is_same or not all(np.array_equal(rows.described[key], first.described[key]) for key in first.described):
             raise StoreError(
-                f"{source}: {name}: its rows differ from those of other hook points of {spaces[name]}; choose one by hook_point "
-                "(--hook-point)"
+                f"{source}: {name}: its rows differ from those of other hook points of {spaces[name]}; choose one by "
+                "hook_point (--hook-point)"
             )
     return firsts
 
