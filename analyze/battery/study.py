@@ -25,6 +25,8 @@ from thresher.analyze.measure import Measured
 from thresher.analyze.metrics.resample import Resample
 from thresher.analyze.panels import Panel
 from thresher.analyze.results import plain
+from thresher.analyze.statistics.alignment import judge_alignments
+from thresher.analyze.statistics.crossmodal import Items, measure_crossmodal
 from thresher.analyze.statistics.features import sum_features
 from thresher.analyze.statistics.file import save_sums
 from thresher.analyze.truth import TruthScore
@@ -103,6 +105,10 @@ def examine(
     groups: dict[str, Any] = summarize(judged, study.settings)
     groups["meaning"] = study.embeddings.source if study.embeddings is not None else "none"
     groups["pairs"] = {"n": len(study.pairs), "n_images": judged.totals.sums.n_images}
+    codes = judged.sides.image.codes, judged.sides.text.codes
+    items = Items(*codes, study.pairs, judged.sides.image.record, judged.sides.dictionary)
+    groups["crossmodal"] = measure_crossmodal(items, study.settings.resample.seed)
+    groups["alignment"] = judge_alignments(items, study.settings.resample.seed)
     groups["seeds"] = {
         "n": 0 if judged.stability is None else judged.stability.n_seeds,
         "others": find_seeds(name, inputs.saes),

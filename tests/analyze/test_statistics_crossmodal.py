@@ -1,6 +1,7 @@
 """The laws of the cross-modal summary: what is shared is found, what is re-paired is not, and copies change nothing."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -95,3 +96,13 @@ def test_shared_codes_retrieve_their_text_and_too_few_images_are_not_judged() ->
     assert found["procrustes"]["recall"][2] >= found["procrustes"]["recall"][0]
     few = items._replace(pairs=items.pairs[:30])
     assert judge_alignments(few, 0) is None
+
+
+def test_an_analysis_states_the_summary_of_each_dictionary(scenes_report: Path) -> None:
+    for name in ("topk", "mp"):
+        groups = json.loads((scenes_report.parent / name / "groups.json").read_text())
+        found, deranged = groups["crossmodal"], groups["crossmodal"]["deranged"]
+        assert found["largest_rho"] > deranged["largest_rho"]
+        assert found["matching"]["mean_rho"] > deranged["matching"]["mean_rho"]
+        assert found["bridge"]["margin"] > 0
+        assert groups["alignment"]["codes"]["recall"][2] > 5 * 10 / groups["alignment"]["n_judged"]
