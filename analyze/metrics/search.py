@@ -58,7 +58,7 @@ def score_bm25(queries: csr_array, documents: csr_array, settings: BM25) -> csr_
 
 
 def score_dot(queries: csr_array, documents: csr_array) -> csr_array:
-    """Inner products of codes [query, document]."""
+    """Inner products of codes [query, document], signs and all. Raises AnalysisError: different dictionaries, no documents."""
     _check(queries, documents)
     return csr_array(queries @ documents.T.tocsr())
 
