@@ -19,6 +19,7 @@ from thresher.analyze.metrics.overlap import (
     measure_overlap,
 )
 from thresher.analyze.metrics.pairs import classify_dominance, correlate_rows, score_dominance, sum_dominance
+from thresher.analyze.statistics.coverage import cover
 from thresher.analyze.statistics.examples import find_examples
 from thresher.analyze.statistics.features import sum_features
 from thresher.analyze.statistics.file import load_sums, save_sums
@@ -256,3 +257,18 @@ def test_damaged_or_missing_sums_are_refused_by_name(tmp_path) -> None:
     (tmp_path / "stats.safetensors").write_bytes(b"short")
     with pytest.raises(AnalysisError, match="cannot be read"):
         load_sums(tmp_path, {})
+
+
+def test_a_wider_dictionary_that_holds_a_narrower_one_covers_it_and_an_unrelated_one_does_as_chance() -> None:
+    generator = np.random.default_rng(6)
+    narrow = draw_dense(generator, 500, 4, signed=True)
+    wide = np.column_stack([draw_dense(generator, 500, 3), narrow[:, [2, 0, 3, 1]]])
+    found = cover(csr_array(narrow), csr_array(wide), 0)
+    assert found.best.tolist() == [4, 6, 3, 5]
+    np.testing.assert_allclose(found.rho, 1, atol=1e-12)
+    assert found.value == pytest.approx(1)
+    assert found.by_chance < 0.3
+    unrelated = cover(csr_array(draw_dense(generator, 500, 4)), csr_array(wide), 0)
+    assert unrelated.value == pytest.approx(unrelated.by_chance, abs=0.1)
+    with pytest.raises(AnalysisError, match="rows of the two"):
+        cover(csr_array(narrow), csr_array(wide[:9]), 0)
