@@ -134,6 +134,7 @@ def summarize(settings: SweepConfig, group: Finished, equal_time: float) -> Row:
         "seeds": len(group.members),
         "diverged": sum(outcome.evaluation is None for outcome in group.members.values()),
         "lr": request.lr,
+        "lr_at_edge": len(request.group.lrs) > 1 and request.lr in (min(request.group.lrs), max(request.group.lrs)),
     }
     columns = {"l0": estimate(_take(group, lambda outcome: outcome.l0))}
     members = [outcome for outcome in group.members.values() if outcome.evaluation is not None]
@@ -157,6 +158,7 @@ def show(row: Mapping[str, Any], hook_points: Sequence[str]) -> dict[str, str]:
     shown = {"group": row["group"], "lr": f"{float(row['lr']):g}", "L0": _show(row, "l0", 2)}
     shown |= {f"R2 {name}": _show(row, f"r2/{name}", 4) for name in hook_points}
     shown |= {"dead": _show(row, "dead", 3), "seconds": _show(row, "seconds", 1), "MB": f"{float(row['megabytes']):.1f}"}
+    marks += ["lr at the edge of its list"] if str(row["lr_at_edge"]) == "True" else []
     return shown | {"note": ", ".join(marks)}
 
 
@@ -167,7 +169,8 @@ def show_equal_time(row: Mapping[str, Any], hook_points: Sequence[str]) -> dict[
 
 
 def _show(row: Mapping[str, Any], name: str, digits: int) -> str:
-    mean, high = (float(row[key] or "nan") for key in (name, f"{name}/high"))
+    # A missing value is None in memory and an empty text in the file.
+    mean, high = (float("nan" if row[key] in (None, "") else row[key]) for key in (name, f"{name}/high"))
     if not math.isfinite(mean):
         return "-"
     return f"{mean:.{digits}f}" + (f" +- {high - mean:.{digits}f}" if math.isfinite(high) else "")
