@@ -31,8 +31,8 @@ class Coverage(NamedTuple):
 def cover(first: csr_array, second: csr_array, seed: int) -> Coverage:
     """Coverage of the features of `first` by those of `second`: codes [row, feature] of the same rows, of any widths.
 
-    Measure D11. The rows may be those of two dictionaries on one modality, of two models, or of two seeds. Weights are sums of |z|.
-    Raises AnalysisError when the rows differ in number.
+    Measure D11. The rows may be those of two dictionaries on one modality, of two models, or of two seeds. Weights are sums of
+    |z|. Raises AnalysisError when the rows differ in number.
     """
     (n, width), (n_other, other_width) = shape_of(first), shape_of(second)
     need_equal("coverage", "rows of the two dictionaries", n, n_other)
