@@ -1,7 +1,8 @@
 """Vision-language decoders of transformers: one sequence of an image and a text, whatever AutoModelForImageTextToText loads.
 
 An item is a text with the image of its record in front; its rows are told apart by their kind, image or text. Where the
-vision encoder gives one sequence per image (LLaVA, Gemma 3, PaliGemma), its hook points `vision.*` can be read too.
+vision encoder gives one sequence per image (LLaVA, Gemma 3, PaliGemma), its hook points `vision.*` can be read too; where it
+gives one for the whole image and one for each crop (LLaVA-NeXT, LLaVA-OneVision), they are those of the whole image.
 """
 
 from collections.abc import Sequence

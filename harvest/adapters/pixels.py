@@ -28,6 +28,9 @@ class PixelReader:
     def __call__(self, images: Sequence[Image.Image]) -> Inputs:
         """Pixels as the processor gives them, and where the patches of each image are."""
         found = self._processor(images=[image.convert("RGB") for image in images], return_tensors="pt")
+        if hasattr(self._processor, "image_grid_pinpoints") and found["pixel_values"].ndim == 5:
+            # Cut into crops (LLaVA-NeXT, LLaVA-OneVision): the first is the whole image.
+            found = {"pixel_values": found["pixel_values"][:, 0]}
         tensors: dict[str, Tensor] = {name: _cast(value, self._dtype) for name, value in found.items()}
         return Inputs("image", tensors, self._label(tensors))
 

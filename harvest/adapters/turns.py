@@ -23,6 +23,7 @@ class TurnEncoder:
 
     def __init__(self, processor: Any, settings: Any, template: str | None, context: int, dtype: torch.dtype) -> None:
         self._processor = processor
+        self._is_cut = hasattr(processor.image_processor, "image_grid_pinpoints")
         self._context = context
         self._dtype = dtype
         self._lock = threading.Lock()
@@ -84,6 +85,8 @@ class TurnEncoder:
         kind[is_image] = TokenKind.IMAGE
         shapes = [(int(h) // self._merge, int(w) // self._merge) for _, h, w in tensors.get("image_grid_thw", ())]
         grid = _place(is_image, shapes) if is_image.any() else None
+        if grid is not None and self._is_cut:
+            grid.fill_(-1)  # the whole image, then rows of several crops, each row with an end: no one grid
         truncated = tuple((valid.sum(dim=1) > self._context).tolist())
         return Layout(kind, find_last(valid), ids, truncated, grid, ~valid)
 

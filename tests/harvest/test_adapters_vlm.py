@@ -153,6 +153,42 @@ class TestLlava(VisionLanguageSuite):
         return {name: place for name, place in super().places.items() if name != "vision.final"}
 
 
+class TestLlavaNext(TestLlava):
+    """The whole image and crops of it are in the sequence of a text; `vision.*` is the whole image."""
+
+    n_image_tokens = 44
+
+    @pytest.fixture(autouse=True, scope="class")
+    @classmethod
+    def use_folder(cls, tmp_path_factory: pytest.TempPathFactory) -> None:
+        tokenizer, pinpoints = make_tokenizer(image_token="<image>"), [[32, 64], [64, 32]]
+        settings = transformers.LlavaNextConfig(
+            vision_config=transformers.CLIPVisionConfig(**CLIP_VISION),
+            text_config=transformers.LlamaConfig(vocab_size=len(tokenizer), **TEXT),
+            image_token_index=3,
+            image_grid_pinpoints=pinpoints,
+        )
+        sizes = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}, "image_grid_pinpoints": pinpoints}
+        options = {"patch_size": 8, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
+        processor = transformers.LlavaNextProcessor(transformers.LlavaNextImageProcessor(**sizes), tokenizer, **options)
+        cls.folder = save(tmp_path_factory.mktemp("next"), settings, processor)
+
+    def test_patches_and_image_tokens_know_their_place_and_nothing_else_does(self, adapter: Adapter) -> None:
+        patches = adapter.prepare_images([Image.new("RGB", (40, 30))]).layout
+        assert patches.grid is not None
+        assert torch.equal((patches.grid >= 0).all(dim=-1), patches.kind == TokenKind.PATCH)
+        cut = adapter.prepare_pairs([Image.new("RGB", (64, 44))], ["a word"]).layout
+        assert cut.grid is not None
+        assert (cut.grid == -1).all()
+
+    def test_the_vision_tower_sees_the_whole_image(self, adapter: Adapter) -> None:
+        image = Image.linear_gradient("L").resize((64, 32)).convert("RGB")
+        (pixels,) = adapter.prepare_images([image]).tensors.values()
+        crops = adapter.prepare_pairs([image], ["a word"]).tensors["pixel_values"]
+        assert crops.shape[:2] == (1, 3)
+        assert torch.equal(pixels, crops[:, 0])
+
+
 class TestLlavaChat(TestLlava):
     """The checkpoint's chat template is around the text."""
 
