@@ -22,7 +22,7 @@ from thresher.data.store.objects import Objects
 from thresher.data.store.places import open_storage, parse_location
 from thresher.testing.store import CONCEPTS, HOOK_POINTS, IDENTITY, tree
 
-LAST_STEP = {"folder": 260, "bucket": 90}
+LAST_STEP = {"folder": 180, "bucket": 90}
 """Of a process that writes its half without being killed; what comes later kills nobody."""
 ALONE = 3
 """Exit code of a process that has missed the other one."""
