@@ -9,7 +9,7 @@ from thresher.testing.coder import CoderSuite
 from thresher.train.arch import BatchTopK, BatchTopKCrosscoder, Crosscoder, Relu, Transcoder, build
 from thresher.train.arch.crosscoder import BatchTopKCrosscoderSAE, CrosscoderSAE, block_norms, relative_norms
 from thresher.train.arch.transcoder import TranscoderSAE
-from thresher.train.blocks import AlignedSAE
+from thresher.train.aligned import AlignedSAE
 from thresher.train.codes import densify
 from thresher.train.protocol import SAE
 
