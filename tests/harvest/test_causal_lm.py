@@ -2,6 +2,8 @@
 
 import os
 import random
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -145,3 +147,41 @@ def test_a_model_of_two_lists_of_layers_gives_the_outer_one(llama_folder: Path) 
     adapter = load(llama_folder)
     adapter.model.model.layers[0].mlp.extra = nn.ModuleList([nn.Identity() for _ in range(3)])
     assert find_blocks(adapter.model.model, adapter.model.config)[0] is adapter.model.model.layers[0]
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_implementations_of_attention_give_the_same_rows(llama_folder: Path, attention: str) -> None:
+    chosen, usual = load(llama_folder, attention=attention), load(llama_folder)
+    assert chosen.model.config._attn_implementation == attention
+    assert chosen.identity["attention"] == attention
+    names = ["text.0", "text.1.z", "text.1"]
+    with torch.inference_mode():
+        mine, other = (a.capture(a.prepare_texts(TEXTS), a.resolve(names, ["text"])) for a in (chosen, usual))
+    is_token = usual.prepare_texts(TEXTS).layout.valid
+    for name in names:
+        torch.testing.assert_close(mine[name][is_token], other[name][is_token], rtol=1e-5, atol=1e-5)
+
+
+COMPILED = """
+import sys
+import torch
+from thresher.harvest.adapters import HFCausalLMModel, open_adapter
+
+names = ["text.0", "text.1.mlp", "text.1"]
+texts = ["a red square and a circle", "one", "two small green circles on dark"]
+plain, compiled = (open_adapter(HFCausalLMModel(name=sys.argv[1]), torch.device("cpu")) for _ in range(2))
+compiled.compile(compiled.resolve(names, ["text"]))
+with torch.inference_mode():
+    mine, other = (a.capture(a.prepare_texts(texts), a.resolve(names, ["text"])) for a in (compiled, plain))
+valid = plain.prepare_texts(texts).layout.valid
+for name in names:
+    torch.testing.assert_close(mine[name][valid], other[name][valid], rtol=1e-5, atol=1e-5)
+assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 1, "nothing was compiled"
+"""
+
+
+@pytest.mark.slow
+def test_a_compiled_language_model_gives_the_same_rows(llama_folder: Path) -> None:
+    # In a process without jaxtyping's import hook, which torch.compile cannot trace.
+    done = subprocess.run([sys.executable, "-c", COMPILED, str(llama_folder)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
