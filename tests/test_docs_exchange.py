@@ -1,7 +1,10 @@
 """Every code block of docs/exchange.md works as written, on untrained dictionaries in the place of those of the README."""
 
+import importlib
+import importlib.util
 import re
 import shlex
+import warnings
 from pathlib import Path
 
 import pytest
@@ -27,6 +30,17 @@ def save_untrained(folder: Path, settings: Architecture) -> None:
     save_sae(folder, TrainedSAE(build(settings, WIDTH, 0), normalizer, config, "f" * 64, identity, {"r2": 0.5}, 1, True))
 
 
+def import_transformer_lens() -> bool:
+    """Whether the extra `interop` brought it; what it warns about while it is imported is its own."""
+    if importlib.util.find_spec("transformer_lens") is None:
+        return False
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        importlib.import_module("transformer_lens")
+    return True
+
+
+@pytest.mark.filterwarnings("ignore:HookedTransformer is deprecated:DeprecationWarning")
 def test_every_block_of_the_exchange_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In this process: a Python block as a module of its own, a command through the application that the command calls."""
     model = GPTNeoXConfig(
@@ -42,6 +56,8 @@ def test_every_block_of_the_exchange_page_runs(tmp_path: Path, monkeypatch: pyte
     assert {language for language, _ in found} == {"sh", "python"}
     for language, body in found:
         if language == "python":
+            if "transformer_lens" in body and not import_transformer_lens():
+                continue
             exec(compile(body, "docs/exchange.md", "exec"), {"__name__": "__main__"})
             continue
         for line in body.splitlines():
