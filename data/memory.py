@@ -32,7 +32,7 @@ class MemoryStore:
         rows: dict[str, list[Tensor]] = {spec.name: [] for spec in specs}
         items: dict[str, list[Tensor]] = {spec.space: [] for spec in specs}
         self._items: dict[Modality, list[tuple[str, int]]] = {"image": [], "text": []}
-        modality = {spec.space: spec.modality for spec in specs}
+        modality: dict[str, Modality] = {spec.space: spec.modality for spec in specs}
         for batch in batches:
             for space, found in batch.rows.items():
                 items[space].append(found.item + len(self._items[modality[space]]))

@@ -208,12 +208,15 @@ class ActivationStream:
         self.load_state_dict(state)
         position = self._position
         counts, _ = share_out(self._batch_size, self._weights, position.credit)
-        drawn = [
-            Drawn(store, self.hook_points[group], source.find_rows(taken, count))
-            for store, group, source, taken, count in zip(
-                self._stores, self._groups, self._sources, position.taken, counts, strict=True
-            )
-        ]
+        drawn: list[Drawn] = []
+        start = -self._own.start
+        for store, group, source, taken, count in zip(
+            self._stores, self._groups, self._sources, position.taken, counts, strict=True
+        ):
+            low, high = max(start, 0), max(min(start + count, self._own.stop - self._own.start), 0)
+            rows = source.find_rows(taken + low - start, max(high - low, 0))
+            drawn.append(Drawn(store, self.hook_points[group], rows))
+            start += count
         batches = iter(self)
         batch = next(batches)
         batches.close()

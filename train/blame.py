@@ -7,8 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from thresher.data.stream import ActivationStream, Drawn
+from thresher.data.stream import Drawn
 from thresher.train.learner import Iteration
+from thresher.train.protocol import Stream
 
 EXTREME = 100.0
 """A row is extreme when its norm is so many times the median of its batch."""
@@ -41,7 +42,7 @@ class FiniteWatch:
         return None
 
 
-def describe_batch(stream: ActivationStream, position: Mapping[str, Any]) -> str:
+def describe_batch(stream: Stream, position: Mapping[str, Any]) -> str:
     """The rows of a batch that are not finite or extreme, by hook point, row and item; else how large its rows are.
 
     Reads the batch again; nobody may be iterating over the stream.
@@ -50,13 +51,15 @@ def describe_batch(stream: ActivationStream, position: Mapping[str, Any]) -> str
     norms = torch.linalg.vector_norm(batch.x.double(), dim=1).cpu()
     finite = norms[norms.isfinite()]
     median = float(finite.median()) if len(finite) else 0.0
-    what = f"Its batch of {len(norms)} rows ({_list_origins(drawn)})"
+    origins = f" ({_list_origins(drawn)})" if drawn else ""
+    what = f"Its batch of {len(norms)} rows{origins}"
     for word, mask in (
         ("not finite", ~norms.isfinite()),
         (f"over {EXTREME:g} times the median norm", norms > EXTREME * median),
     ):
         if mask.any():
-            return f"{what} has {int(mask.sum())} that are {word}: {_name_rows(drawn, mask)}"
+            named = f": {_name_rows(drawn, mask)}" if drawn else ""
+            return f"{what} has {int(mask.sum())} that are {word}{named}"
     return f"{what} is finite, with norms from {float(norms.min()):.3g} to {float(norms.max()):.3g}"
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from thresher.config import read_values, to_dict, validate
 from thresher.data.aligned import AlignedStore
+from thresher.data.memory import MemoryStore
 from thresher.data.mixture import Mixture
 from thresher.data.readable import Readable
 from thresher.data.store import Store
@@ -20,9 +21,12 @@ from thresher.train.arch import build
 from thresher.train.checkpoint import CONFIG, read_description
 from thresher.train.config import TrainConfig
 from thresher.train.normalize import Normalizer, measure
+from thresher.train.parallel.layout import Layout
 from thresher.train.protocol import SAE
 from thresher.train.split import read_side
 
+Opened = Store | Mixture | AlignedStore | MemoryStore
+"""What can be trained on."""
 FREE_FIELDS = (
     "store",
     "cache",
@@ -56,8 +60,10 @@ def name_hook_points(config: TrainConfig, store: Readable) -> tuple[str, ...]:
     return (store.joint,) if isinstance(store, AlignedStore) else config.hook_points
 
 
-def open_stream(config: TrainConfig, store: Readable, device: torch.device) -> ActivationStream:
-    """The batches that a training sees, raw, from the first on."""
+def open_stream(
+    config: TrainConfig, store: Readable, device: torch.device, share: tuple[int, int] = (0, 1)
+) -> ActivationStream:
+    """The batches that a training sees, raw, from the first on; with `share` = (i, n) the i-th of n stretches of each."""
     settings = config.stream
     return ActivationStream(
         store,
@@ -70,6 +76,7 @@ def open_stream(config: TrainConfig, store: Readable, device: torch.device) -> A
         device=device,
         weights=settings.weights,
         store_weights=settings.store_weights,
+        share=share,
     )
 
 
@@ -102,9 +109,11 @@ def read_all_held_out(config: TrainConfig, store: Readable) -> dict[str, Iterato
     return {name: read_side(store, name, "held_out", holdout=holdout, seed=seed) for name in names}
 
 
-def build_sae(config: TrainConfig, d_in: int) -> SAE:
-    """The untrained module. Raises ConfigError when it does not fit into memory."""
+def build_sae(config: TrainConfig, d_in: int, layout: Layout | None = None) -> SAE:
+    """The untrained module, or this process's part of it. Raises ConfigError when it does not fit into memory."""
     try:
+        if layout is not None:
+            return layout.build(config.sae, d_in, config.dictionary_seed)
         return build(config.sae, d_in, config.dictionary_seed)
     except (RuntimeError, MemoryError) as error:
         raise ConfigError(

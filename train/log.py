@@ -97,6 +97,19 @@ def _start_wandb(settings: WandbConfig, folder: Path, described: Mapping[str, An
     return run
 
 
+class NoLog:
+    """Writes nothing: the log of a process for which another one speaks."""
+
+    def write(self, iteration: int, kind: str, values: Mapping[str, int | float]) -> None:
+        """See `TrainLog`."""
+
+    def __enter__(self) -> "NoLog":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        pass
+
+
 def _read_lines(path: Path) -> list[dict[str, Any]]:
     """The whole lines of a log; the last one may be torn."""
     if not path.exists():

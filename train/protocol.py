@@ -1,11 +1,12 @@
 """What the loop, the evaluation and the checkpoints ask of a sparse autoencoder."""
 
-from collections.abc import Mapping
-from typing import NamedTuple, Protocol, runtime_checkable
+from collections.abc import Generator, Mapping
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from thresher.data.stream import Drawn, StreamBatch
 from thresher.train.kernels.codes import Codes
 
 
@@ -62,4 +63,39 @@ class SAE(Protocol):
 
     def observe(self, stats: Stats) -> None:
         """Remember what a training batch was like (idle atoms, thresholds, penalties); called after `constrain`."""
+        ...
+
+
+@runtime_checkable
+class Stream(Protocol):
+    """Endless batches to train on, which go on bit for bit from a saved position."""
+
+    @property
+    def d_in(self) -> int:
+        """Width of a row."""
+        ...
+
+    @property
+    def n_rows(self) -> int:
+        """Training rows of an epoch; 0 where nobody knows."""
+        ...
+
+    def __iter__(self) -> Generator[StreamBatch, None, None]:
+        """Batches from the current position on."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values that say where the stream is, after the last batch that was handed out."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on after the batch at which `state` was taken."""
+        ...
+
+    def trace(self, state: Mapping[str, Any]) -> tuple[StreamBatch, list[Drawn]]:
+        """The batch after the one at which `state` was taken, and where its rows stand, if they stand anywhere."""
+        ...
+
+    def close(self) -> None:
+        """End its threads."""
         ...

@@ -1,5 +1,6 @@
 """The state of a training run in one file, so that it is whole or not there."""
 
+import functools
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -10,10 +11,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from thresher.data.stream import ActivationStream
 from thresher.errors import CheckpointError
 from thresher.files import write_atomic
 from thresher.train.learner import Learner
+from thresher.train.parallel.parts import Parts
+from thresher.train.protocol import Stream
 
 STATE = "training.safetensors"
 VERSION = "3"
@@ -39,16 +41,23 @@ class Running(NamedTuple):
     """All that changes while a run goes on."""
 
     learner: Learner
-    stream: ActivationStream
+    stream: Stream
     progress: Progress | None = None
+    parts: Parts | None = None
+    """What this one of several processes has of the learner's tensors."""
 
 
 def save_state(folder: Path, running: Running, run: str) -> None:
     """Write parameters, buffers, Adam's averages, the random state and the stream's position.
 
-    `run` is the fingerprint of configuration and store; a state goes on only with the same.
+    `run` is the fingerprint of configuration and store; a state goes on only with the same. Of several processes the first
+    one writes.
     """
-    tensors = {f"learner.{name}": value for name, value in running.learner.state_dict().items()}
+    own = running.learner.state_dict()
+    collected = own if running.parts is None else running.parts.collect(own)
+    if collected is None:
+        return
+    tensors = {f"learner.{name}": value for name, value in collected.items()}
     tensors["random.cpu"] = torch.get_rng_state()
     if _on_cuda(running.learner):
         tensors["random.cuda"] = torch.cuda.get_rng_state(running.learner.sae.dictionary.device)
@@ -70,7 +79,8 @@ def load_state(folder: Path, running: Running, run: str) -> int:
     try:
         with safe_open(path, framework="pt") as file:  # pyright: ignore[reportUnknownVariableType]
             plain = cast(dict[str, str], file.metadata())
-            tensors = {name: cast(Tensor, file.get_tensor(name)) for name in cast(list[str], file.keys())}
+            read = file.get_tensor if running.parts is None else functools.partial(running.parts.read, file)
+            tensors = {name: cast(Tensor, read(name)) for name in cast(list[str], file.keys())}
     except SafetensorError as error:
         raise CheckpointError(f"{path}: damaged ({error}); delete it to train from the start") from error
     if plain.get("version") != VERSION or plain.get("run") != run:

@@ -1,7 +1,7 @@
 """What happens around the steps of one training: logs, evaluations, checkpoints, and when it ends."""
 
 import math
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -10,7 +10,6 @@ from torch import Tensor
 
 from thresher.data.aligned import AlignedStore
 from thresher.data.mixture import Mixture
-from thresher.data.store import Store
 from thresher.data.stream import StreamBatch
 from thresher.errors import ThresherError
 from thresher.progress import log
@@ -21,11 +20,12 @@ from thresher.train.checkpoint import TrainedSAE, save_sae
 from thresher.train.config import TrainConfig
 from thresher.train.evaluate import evaluate
 from thresher.train.history import keep_state
-from thresher.train.inputs import Opened, read_all_held_out
+from thresher.train.inputs import Opened, read_all_held_out, sample_held_out
 from thresher.train.learner import Iteration
 from thresher.train.log import NoLog, TrainLog
 from thresher.train.normalize import Normalizer
 from thresher.train.parallel.layout import Layout
+from thresher.train.protocol import SAE
 from thresher.train.resume import STATE, Progress, Running, save_state
 
 
@@ -38,6 +38,18 @@ class Prepared(NamedTuple):
     normalizer: Normalizer
     running: Running
     fingerprint: str
+
+    def share(self, rows: Tensor) -> Tensor:
+        """This process's share of held-out rows."""
+        return rows[self.layout.rows.place :: self.layout.rows.size]
+
+    def sample_held_out(self) -> dict[str, list[Tensor]]:
+        """This process's share of the held-out rows for the evaluations on the way, by hook point."""
+        return {name: [self.share(x) for x in chunks] for name, chunks in sample_held_out(self.config, self.store).items()}
+
+    def read_all_held_out(self) -> dict[str, Iterator[Tensor]]:
+        """This process's share of all held-out rows by hook point, in chunks."""
+        return {name: map(self.share, chunks) for name, chunks in read_all_held_out(self.config, self.store).items()}
 
 
 class Session:
@@ -99,14 +111,15 @@ class Session:
         config, done = self._config, self._learner.done
         if done < self._learner.n_iterations:
             log(f"train: {config.out} stopped after {done} iterations: {config.patience} evaluations brought no better R2")
-        found = self._evaluate(read_all_held_out(config, self._prepared.store))
+        found = self._evaluate(self._prepared.read_all_held_out())
         self._progress.evaluation = found | self._evaluate_by_k() | describe_norms(self._learner.usable(), config.hook_points)
-        save_sae(config.out, self._describe(is_finished=True))
-        (config.out / STATE).unlink(missing_ok=True)
+        self._save_sae(is_finished=True)
+        if self._prepared.layout.is_first:
+            (config.out / STATE).unlink(missing_ok=True)
 
     def _evaluate(self, rows: Mapping[str, Iterable[Tensor]]) -> dict[str, Any]:
         """Evaluate and log; the pooled numbers with those of each hook point under `hook_points`."""
-        measured = evaluate(self._learner.usable(), self._prepared.normalizer, rows)
+        measured = evaluate(self._learner.usable(), self._prepared.normalizer, rows, self._prepared.layout.batch)
         found = {name: each._asdict() for name, each in measured.items()}
         pooled = found.pop("pooled")
         by_hook_point = {f"{name}/{key}": value for name, each in found.items() for key, value in each.items()}
@@ -119,7 +132,8 @@ class Session:
         sae = self._learner.usable()
         if not isinstance(sae, NestedSAE):
             return {}
-        found = evaluate_by_k(sae, self._prepared.normalizer, read_all_held_out(self._config, self._prepared.store))
+        prepared = self._prepared
+        found = evaluate_by_k(sae, prepared.normalizer, prepared.read_all_held_out(), prepared.layout.batch)
         return {"by_k": {str(k): each._asdict() for k, each in found.items()}}
 
     def _refuse_nonfinite(self) -> None:
@@ -139,15 +153,24 @@ class Session:
     def _save(self) -> None:
         config = self._config
         save_state(config.out, self._prepared.running, self._prepared.fingerprint)
-        save_sae(config.out, self._describe(is_finished=False))
-        if config.keep:
+        self._save_sae(is_finished=False)
+        if config.keep and self._prepared.layout.is_first:
             keep_state(config.out, self._learner.done, config.keep)
 
-    def _describe(self, *, is_finished: bool) -> TrainedSAE:
+    def _save_sae(self, *, is_finished: bool) -> None:
+        """Write the checkpoint, in the first process."""
+        config, parts = self._config, self._prepared.running.parts
+        sae = self._learner.usable()
+        if parts is not None:
+            sae = parts.join(sae, config.sae, config.dictionary_seed)
+        if sae is not None:
+            save_sae(config.out, self._describe(sae, is_finished=is_finished))
+
+    def _describe(self, sae: SAE, *, is_finished: bool) -> TrainedSAE:
         store = self._prepared.store
         source = store.source if isinstance(store, AlignedStore) else store
         return TrainedSAE(
-            sae=self._learner.usable(),
+            sae=sae,
             normalizer=self._prepared.normalizer,
             config=self._config,
             store_fingerprint=store.fingerprint,

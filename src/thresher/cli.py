@@ -79,10 +79,25 @@ def hooks(config: ConfigFile, overrides: Overrides = None) -> None:
 @app.command(cls=_with_fields("thresher.train.run:TrainConfig"))
 @guard
 def train(config: ConfigFile, overrides: Overrides = None) -> None:
-    """Fit a sparse autoencoder on a store. Run again to resume."""
+    """Fit a sparse autoencoder on a store. Run again to resume.
+
+    On several devices or machines: accelerate launch -m thresher train CONFIG.yaml; each has a share of every batch.
+    """
     from thresher.train.run import TrainConfig, run
 
-    typer.echo(run(load_config(TrainConfig, config, overrides or ())))
+    out = run(load_config(TrainConfig, config, overrides or ()))
+    if is_first_process():
+        typer.echo(out)
+
+
+@app.command(cls=_with_fields("thresher.online.config:OnlineConfig"))
+@guard
+def online(config: ConfigFile, overrides: Overrides = None) -> None:
+    """Fit a sparse autoencoder straight to what a model computes, without a store. Run again to resume."""
+    from thresher.online.config import load
+    from thresher.online.run import run
+
+    typer.echo(run(load(config, overrides or ())))
 
 
 @app.command(cls=_with_fields("thresher.train.sweep.config:SweepConfig"))

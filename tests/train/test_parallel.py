@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -9,6 +10,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import torch
+
+from thresher.config import dump_config
+from thresher.data.stream import StreamConfig
+from thresher.errors import ConfigError
+from thresher.train.arch import MatchingPursuit, Relu, TopK
+from thresher.train.checkpoint import load_sae
+from thresher.train.config import TrainConfig
+from thresher.train.parallel.coders import check_shards
+from thresher.train.run import run
 
 
 class Launched(NamedTuple):
@@ -59,3 +70,66 @@ def test_shared_rows_train_like_one_process_with_the_whole_batch(launch: Launch,
 @pytest.mark.parametrize(("n", "n_shards"), [(2, 2), (3, 3), (4, 2)])
 def test_split_dictionaries_train_like_whole_ones(launch: Launch, n: int, n_shards: int) -> None:
     assert passed(launch(n, "split_atoms", n_shards))
+
+
+def configure(store: Path, out: Path, **fields) -> TrainConfig:
+    settings = {
+        "sae": TopK(d_sae=32, k=2, dead_after=300),
+        "stream": StreamConfig(batch_size=48, holdout=0.2),
+        "rows": 48 * 20,
+        "log_every": 7,
+        "evaluate_every": 9,
+        "checkpoint_every": 8,
+        "device": "cpu",
+    } | fields
+    return TrainConfig(store=store, hook_points=("vision.embed", "text.embed"), out=out, **settings)
+
+
+def compare_runs(found: Path, expected: Path) -> None:
+    """Checkpoints, evaluations and logs agree to rounding."""
+    ours, theirs = load_sae(found), load_sae(expected)
+    for name, value in theirs.sae.state_dict().items():
+        torch.testing.assert_close(ours.sae.state_dict()[name], value, rtol=1e-3, atol=1e-4)
+    for name in ("r2", "fvu", "l0", "dead", "cosine"):
+        assert ours.evaluation[name] == pytest.approx(theirs.evaluation[name], rel=1e-3, abs=1e-4)
+    logs = [[json.loads(line) for line in (out / "train_log.jsonl").read_text().splitlines()] for out in (found, expected)]
+    assert [line.keys() for line in logs[0]] == [line.keys() for line in logs[1]]
+    for line, wanted in zip(*logs, strict=True):
+        assert line == {name: pytest.approx(value, rel=2e-3, abs=1e-3) for name, value in wanted.items()}
+
+
+def test_a_launch_trains_what_one_process_trains_also_after_a_kill(launch: Launch, make_store, tmp_path: Path) -> None:
+    """Two processes with shares of the rows; two with halves of the dictionary, of which one dies, and one goes on alone."""
+    alone = run(configure(make_store(), tmp_path / "alone"))
+    config = tmp_path / "train.yaml"
+    config.write_text(dump_config(configure(tmp_path / "store", tmp_path / "rows")))
+    ended = launch(2, "run_command", "train", str(config))
+    assert passed(ended)
+    assert str(tmp_path / "rows") in ended.logs[0]
+    assert ended.logs[1] == ""
+    compare_runs(tmp_path / "rows", alone)
+    again = launch(2, "run_command", "train", str(config))
+    assert passed(again)
+    assert "is finished" in again.logs[0]
+    split = ["train", str(config), f"out={tmp_path / 'atoms'}", "parallel.dictionary_shards=2"]
+    ended = launch(2, "run_killed", 1, 13, *split)
+    assert ended.codes == [2, -signal.SIGKILL]
+    assert "another process of this launch has ended" in ended.logs[0]
+    assert load_sae(tmp_path / "atoms").iteration == 8
+    run(configure(tmp_path / "store", tmp_path / "atoms"))
+    compare_runs(tmp_path / "atoms", alone)
+
+
+def test_what_cannot_be_shared_is_refused_with_a_way_out(launch: Launch, make_store, tmp_path: Path) -> None:
+    config = tmp_path / "train.yaml"
+    config.write_text(dump_config(configure(make_store(), tmp_path / "out")))
+    ended = launch(2, "run_command", "train", str(config), "stream.batch_size=49")
+    assert ended.codes == [2, 2]
+    assert "need a multiple of 2; give 48 or 50" in " ".join(ended.logs[0].split())
+    ended = launch(2, "run_command", "train", str(config), "parallel.dictionary_shards=3")
+    assert ended.codes == [2, 2]
+    assert "2 processes do not form groups of 3" in " ".join(ended.logs[0].split())
+    with pytest.raises(ConfigError, match=r"only dictionaries of mp and topk can be split, sae\.kind is relu"):
+        check_shards(Relu(d_sae=8), 2)
+    with pytest.raises(ConfigError, match="dropout of atoms is not split"):
+        check_shards(MatchingPursuit(d_sae=8, k=2, dropout=0.5), 2)

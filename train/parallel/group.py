@@ -62,8 +62,7 @@ class Group:
             return
         works = exchange(lambda: [dist.all_reduce(each, group=self._handle, async_op=True) for each in tensors])
         for work in works:
-            if work is not None:
-                exchange(work.wait)
+            exchange(work.wait)
 
     def __deepcopy__(self, memo: object) -> "Group":
         return self

@@ -46,7 +46,7 @@ class Parts:
             return cast(Tensor, file.get_tensor(name))
         return cast(Tensor, where[self._shard.first : self._shard.stop])
 
-    def whole(self, sae: SAE, architecture: Architecture, seed: int) -> SAE | None:
+    def join(self, sae: SAE, architecture: Architecture, seed: int) -> SAE | None:
         """The module with all atoms, to be saved by the first process; None in the others."""
         if self._shard is None:
             return sae if self._layout.is_first else None
@@ -72,9 +72,7 @@ class Parts:
         rows = self._layout.rows
         if rows.size == 1:
             return
-        digests = [
-            int.from_bytes(hashlib.blake2b(_read_bytes(each), digest_size=7).digest(), "little") for each in tensors.values()
-        ]
+        digests = [_digest(each) for each in tensors.values()]
         device = self._learner.sae.dictionary.device
         found = torch.stack(rows.gather(torch.tensor(digests, device=device)))
         for name, is_equal in zip(tensors, (found == found[0]).all(0).tolist(), strict=True):
@@ -85,5 +83,6 @@ class Parts:
                 )
 
 
-def _read_bytes(tensor: Tensor) -> memoryview:
-    return memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+def _digest(tensor: Tensor) -> int:
+    values = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return int.from_bytes(hashlib.blake2b(values.data, digest_size=7).digest(), "little")

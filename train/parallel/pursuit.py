@@ -71,7 +71,7 @@ def _pursue_chunk(chunk: Pursued, own: Tensor, shard: Shard, rule: Rule) -> None
             is_going &= chunk.norms[:, step] > limit
         value = torch.where(is_going, best.value, 0)
         residual.addcmul_(best.atom, value[:, None], value=-1)
-        chunk.indices[:, step] = torch.where(is_going, best.index, 0)
+        chunk.indices[:, step] = torch.where(is_going, best.number, 0)
         chunk.values[:, step] = value
         chunk.norms[:, step + 1] = torch.linalg.vector_norm(residual, dim=1)
 

@@ -71,7 +71,8 @@ class Synchronize:
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         self._rows.add_up_in_place(gradients)
         if self._rows.size > 1:
-            torch._foreach_mul_(gradients, 1 / self._rows.size)  # pyright: ignore[reportPrivateUsage]
+            for gradient in gradients:
+                gradient.mul_(1 / self._rows.size)
         if self._atoms.size == 1:
             return get_total_norm(gradients)
         own = [parameter.grad for parameter in parameters if parameter.grad is not None and id(parameter) in self._split]

@@ -17,8 +17,8 @@ DRAWN_ROWS = 4096
 class Best(NamedTuple):
     """For each row its best atom over the whole dictionary."""
 
-    index: Int[Tensor, "row"]
-    """In the whole dictionary."""
+    number: Int[Tensor, "row"]
+    """Of the atom in the whole dictionary."""
     value: Float[Tensor, "row"]
     """Its inner product with the row."""
     atom: Float[Tensor, "row d_in"]
