@@ -25,7 +25,8 @@ class TrainConfig:
     """Folder of the activation store, or its place in a bucket (`s3://bucket/prefix`, `gs://bucket/prefix`); or a list of
     them: a hook point then has the rows of all stores that have it."""
     hook_points: tuple[str, ...]
-    """Hook points of equal width whose rows the dictionary is fitted to, together."""
+    """Hook points of equal width whose rows the dictionary is fitted to, together; crosscoders and transcoders take them side
+    by side, of any widths (with several stores `text.3@0`, `text.3@1`)."""
     sae: Architecture
     """The architecture, by its `kind`."""
     out: Path
