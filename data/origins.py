@@ -42,7 +42,7 @@ def list_origins(
             continue
         for index in store.find_stores(name):
             each = store.stores[index]
-            weight = each.rows(name) if store_weights is None else store_weights[index]
+            weight = float(each.rows(name)) if store_weights is None else store_weights[index]
             sources.append(Origin(each, group, held[modality][store.items_of(index, modality)], weight))
     return sources
 
