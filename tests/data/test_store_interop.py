@@ -3,6 +3,7 @@
 import asyncio
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import ml_dtypes
@@ -14,11 +15,11 @@ import xarray
 import zarr
 
 from thresher.data.store import Store, StoreWriter, open_store
+from thresher.data.store.column import Column
 from thresher.data.store.layout import ArraySpec, activations_path
 from thresher.data.store.places import open_storage
 from thresher.data.store.shard import STORAGE
 from thresher.data.store.sharded import ShardedArray, open_array
-from thresher.data.store.space import Column
 from thresher.data.store.zarr_json import array_document
 from thresher.testing.store import CONCEPTS, HOOK_POINTS, IDENTITY, expected_items, expected_rows, tree, write_store
 
@@ -103,11 +104,14 @@ def test_shards_of_many_chunks_are_those_of_other_writers(rows, width, data_type
     spec = ArraySpec("own", data_type, width, shard_rows=16, chunk_rows=4, hook_point=None)
     stored = np.random.default_rng(rows).integers(0, 255, (rows, width or 1), np.uint8).astype(STORAGE[data_type])
     stored = stored[:, 0] if width is None else stored
-    column = Column(open_storage(tmp_path), spec)
-    for block, start in enumerate(range(0, rows, 16)):
-        for first in range(start, min(start + 16, rows), 3):
-            column.append(stored[first : min(first + 3, start + 16)], block)
-        column.finish_shard(block)
+    with ThreadPoolExecutor(1) as helpers:
+        column = Column(open_storage(tmp_path), spec, helpers)
+        for block, start in enumerate(range(0, rows, 16)):
+            # 7: a chunk that is written from where it is, among others that are put together.
+            step = 7 if block % 2 else 3
+            for first in range(start, min(start + 16, rows), step):
+                column.append(stored[first : min(first + step, start + 16)], block)
+            column.finish_shard(block)
     (tmp_path / "own" / "zarr.json").write_bytes(array_document(spec, rows))
     native = stored.view(ml_dtypes.bfloat16) if data_type == "bfloat16" else stored
     for other in ("zarr", "tensorstore"):
