@@ -2,20 +2,32 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pydantic
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
 from thresher.data.records import Modality
-from thresher.data.store import CacheConfig, HookPointInfo, Store, StoreLocation, open_store
+from thresher.data.store import CacheConfig, HookPointInfo, Store, open_store, parse_location
 from thresher.data.store.schema import TORCH_DTYPE
 from thresher.errors import ConfigError, StoreError
 from thresher.runs import fingerprint
+
+
+def parse_locations(where: str | Path | Sequence[str | Path]) -> str | Path | tuple[str | Path, ...]:
+    """One location, or those of a list. Raises ConfigError as `parse_location` does."""
+    if isinstance(where, (str, Path)):
+        return parse_location(where)
+    return tuple(parse_location(each) for each in where)
+
+
+StoreLocations = Annotated[str | Path | tuple[str | Path, ...], pydantic.BeforeValidator(parse_locations)]
+"""Where one store is, or several."""
 
 
 class _Part(NamedTuple):
@@ -146,7 +158,7 @@ class Mixture:
         return self.hook_points[hook_point]
 
 
-def open_stores(where: StoreLocation | Sequence[StoreLocation], *, cache: CacheConfig | None = None) -> Store | Mixture:
+def open_stores(where: str | Path | Sequence[str | Path], *, cache: CacheConfig | None = None) -> Store | Mixture:
     """Open one store, or several as one. Raises StoreError and ConfigError as `open_store` and `Mixture` do."""
     if isinstance(where, (str, Path)):
         return open_store(where, cache=cache)

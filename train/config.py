@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from thresher.config import config
-from thresher.data.store import CacheConfig, StoreLocation
+from thresher.data.mixture import StoreLocations
+from thresher.data.store import CacheConfig
 from thresher.data.stream import StreamConfig
 from thresher.errors import ConfigError
 from thresher.train.anneal import check_k_start
@@ -21,7 +22,7 @@ DEFAULT_EPOCHS = 10.0
 class TrainConfig:
     """Fit one sparse autoencoder to one or more hook points of a store."""
 
-    store: StoreLocation | tuple[StoreLocation, ...]
+    store: StoreLocations
     """Folder of the activation store, or its place in a bucket (`s3://bucket/prefix`, `gs://bucket/prefix`); or a list of
     them: a hook point then has the rows of all stores that have it."""
     hook_points: tuple[str, ...]
