@@ -60,6 +60,9 @@ def warn_about_battery(name: str, one: Mapping[str, Any]) -> Iterator[Caution]:
             "reconstructions, so no share of the margin is given."
         )
         yield Caution("no-margin", name, text, {"margin": battery["margin"]["total"]["value"]})
+    if not battery["gap_is_beyond_noise"]:
+        text = "the gap between the modalities is no larger than the choice of items makes it: shares of it mean nothing."
+        yield Caution("no-gap", name, text, {})
     bias = battery["classes"][BIAS]["n"]
     if bias:
         text = f"{bias} dense features carry the gap between the modalities; words of caption style make such features too."

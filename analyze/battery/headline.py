@@ -46,6 +46,7 @@ def summarize(judged: Judged, settings: Settings) -> dict[str, Any]:
         "counts": found,
         **energy,
         **divide_by_class(judged, settings),
+        "gap_is_beyond_noise": judged.gaps.is_beyond_noise,
         "gap": _by_class(judged.classes, judged.gaps.replicates, n),
         "histogram": control._asdict(),
         "near_duplicates": _count_near(judged),

@@ -29,6 +29,10 @@ from thresher.analyze.metrics.resample import Resample
 from thresher.analyze.statistics.margins import sum_margins
 
 
+NOISE = 4.0
+"""The squared gap has to be so many times its sampling variance before features can carry it."""
+
+
 class Stability(NamedTuple):
     """How well each atom is found again by other seeds; mean over the seeds."""
 
@@ -64,6 +68,8 @@ class Gaps(NamedTuple):
     cosine: Float[np.ndarray, " feature"]
     replicates: Float[np.ndarray, "replicate feature"]
     """Shares of the gap in each resample."""
+    is_beyond_noise: bool
+    """Whether the gap is more than the choice of the items makes; a mean per modality that was taken off leaves no more."""
 
 
 class Judged(NamedTuple):
@@ -104,8 +110,8 @@ def judge(sides: Sides, embeddings: Embeddings | None, stability: Stability | No
         has_partner=find_bridged(pairings, settings),
         partner_cosine=pairings.partner_cosine,
         is_dense=activation.is_dense,
-        gap_share=gaps.gap.share,
-        gap_cosine=gaps.cosine,
+        gap_share=gaps.gap.share * gaps.is_beyond_noise,
+        gap_cosine=gaps.cosine * gaps.is_beyond_noise,
     )
     classes = classify(gates, settings.battery)
     return Judged(sides, totals, activation, pairings, meanings, margins, gaps, stability, gates, classes)
@@ -188,4 +194,6 @@ def _judge_gap(sides: Sides, resample: Resample) -> Gaps:
     difference = image - text
     delta = difference @ sides.dictionary
     square = np.maximum(np.square(delta).sum(axis=1, keepdims=True), 1e-300)
-    return Gaps(gap, measure_angle(sides.dictionary, delta[0]), difference * (delta @ sides.dictionary.T) / square)
+    shares = difference * (delta @ sides.dictionary.T) / square
+    noise = float(np.square(delta[1:] - delta[0]).sum(axis=1).mean())
+    return Gaps(gap, measure_angle(sides.dictionary, delta[0]), shares, gap.norm**2 > NOISE * noise)

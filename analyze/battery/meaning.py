@@ -52,8 +52,8 @@ def make_embeddings(
     source: str,
     image_items: Int[np.ndarray, " record"],
     text_items: Int[np.ndarray, " record"],
-    image: Float[np.ndarray, "record width"],
-    text: Float[np.ndarray, "record width"],
+    image: Float[np.ndarray, "_ _"],
+    text: Float[np.ndarray, "_ _"],
 ) -> Embeddings | None:
     """Centre the vectors; None when there are fewer than 4 records. Raises AnalysisError when widths or counts differ."""
     need_equal("meaning", "widths of the embeddings of images and texts", image.shape[1], text.shape[1])

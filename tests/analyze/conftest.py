@@ -28,6 +28,7 @@ def write_scenes_store(
     captions: int = 2,
     modalities: tuple[str, ...] = ("image", "text"),
     states_concepts: bool = True,
+    is_paired: bool = True,
 ) -> Path:
     """Activations as sums of directions of the concepts that are there, a gap between the modalities, and noise.
 
@@ -57,7 +58,7 @@ def write_scenes_store(
                 items[name] = [item if concepts else item._replace(concepts=()) for item in items[name]]
                 every = torch.arange(len(items[name]))
                 rows[f"{name}.items"] = Rows(every, torch.full_like(every, -1, dtype=torch.int32), None, {towers[name][0]: x})
-            pairs = [(i // captions, i) for i in range(len(records) * captions)] if len(modalities) == 2 else []
+            pairs = [(i // captions, i) for i in range(len(records) * captions)] if len(modalities) == 2 and is_paired else []
             writer.write(Batch(index, items, pairs, rows))
         writer.finish()
     return path
