@@ -22,9 +22,8 @@ def kill(where: str, *, stores: int, kills_per_store: int, seed: int) -> int:
     return int(done.stdout)
 
 
-@pytest.mark.parametrize("seed", [1, 2])
-def test_one_of_two_writers_killed_anywhere_leaves_a_store_that_resumes_to_the_same_bytes(seed):
-    assert kill("folder", stores=2, kills_per_store=6, seed=seed) >= 6
+def test_one_of_two_writers_killed_anywhere_leaves_a_store_that_resumes_to_the_same_bytes():
+    assert kill("folder", stores=3, kills_per_store=4, seed=1) >= 6
 
 
 @pytest.mark.slow
@@ -33,4 +32,4 @@ def test_one_of_two_writers_killed_at_many_instants():
 
 
 def test_one_of_two_writers_of_a_bucket_killed_at_any_request_leaves_a_store_that_resumes_to_the_files_of_a_folder(place):
-    assert kill(place, stores=1, kills_per_store=4, seed=4) >= 2
+    assert kill(place, stores=1, kills_per_store=3, seed=4) >= 2
