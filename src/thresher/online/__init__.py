@@ -1,0 +1,1 @@
+"""Training straight from a model, without a store between."""
