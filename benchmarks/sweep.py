@@ -47,7 +47,7 @@ def choose(n: int, d_sae: int) -> list[Architecture]:
         kinds: list[Architecture] = [
             MatchingPursuit(d_sae=d_sae, k=k),
             TopK(d_sae=d_sae, k=k),
-            BatchTopK(d_sae=d_sae, k=k),
+            BatchTopK(d_sae=d_sae, k=float(k)),
             Relu(d_sae=d_sae, l0=float(k)),
         ]
         made.append(kinds[place % 4])
