@@ -49,6 +49,7 @@ __all__ = [
     "identify",
     "is_done",
     "measure_normalizer",
+    "open_log",
     "open_stream",
     "read_all_held_out",
     "refuse_other_run",
