@@ -33,7 +33,7 @@ from thresher.train.parallel.parts import Parts
 from thresher.train.parallel.shard import Shard, draw_atoms
 
 CPU = torch.device("cpu")
-D_IN, D_SAE, ROWS, STEPS = 12, 37, 24, 6
+D_IN, D_SAE, ROWS, STEPS = 12, 37, 24, 4
 ADAM = OptimizerConfig(lr=1e-3, warmup=0.0, clip=0.02)
 """The norm to clip at lies below the norms of these gradients."""
 
