@@ -150,9 +150,11 @@ class ShuffledRows:
         self._advance(epoch, oldest)
         places: list[npt.NDArray[np.int64]] = []
         for group in range(oldest, newest + 1):
+            # Also where the order is known: it waits until the rows are there.
             found = self._pool.find(0 if self._is_whole else epoch * self._n_groups + group)
-            first, last = (len(found) * age // self._stages for age in (number - group, number - group + 1))
-            places.append(found[self._order(epoch, group)[first:last]])
+            age, count = number - group, len(found)
+            order = self._order(epoch, group)
+            places.append(order[count * age // self._stages : count * (age + 1) // self._stages])
         return self._random(epoch, 1 + number).permutation(np.concatenate(places))
 
     def _advance(self, epoch: int, oldest: int) -> None:
@@ -165,8 +167,11 @@ class ShuffledRows:
         self._pool.advance({first + i: self._plan(e).groups[group] for i, (e, group) in enumerate(numbers)})
 
     def _shuffle_group(self, epoch: int, group: int) -> npt.NDArray[np.int64]:
-        count = int(self._plan(epoch).counts[group])
-        return np.arange(count) if self._is_whole else self._random(epoch, 0, group).permutation(count)
+        """Where the rows of a group are in the pool, in random order: a function of its number, because its slot is."""
+        if self._is_whole:
+            return self._pool.find(0)
+        found = self._pool.find(epoch * self._n_groups + group)
+        return found[self._random(epoch, 0, group).permutation(len(found))]
 
     def _random(self, *purpose: int) -> np.random.Generator:
         return np.random.default_rng([self._seed, self._stream, *purpose])
