@@ -10,7 +10,7 @@ from torch import Tensor
 
 from thresher.data.holdout import choose_records
 from thresher.data.store import Batch, HookPointSpec
-from thresher.errors import StoreError
+from thresher.errors import ConfigError, StoreError
 from thresher.harvest.run import Harvest
 
 
@@ -104,11 +104,11 @@ class RowSequence:
 def reduce_weights(weights: Mapping[str, float], hook_points: Sequence[str]) -> list[int]:
     """Weights as the smallest whole numbers in their proportion, 1 for a hook point that is not named.
 
-    Raises StoreError when that takes numbers above 1000.
+    Raises ConfigError when that takes numbers above 1000.
     """
     given = np.array([float(weights.get(name, 1.0)) for name in hook_points])
     for divisor in range(1, 1001):
         scaled = given / given.min() * divisor
         if np.abs(scaled - scaled.round()).max() < 1e-9 * divisor and scaled.max() <= 1000:
             return scaled.round().astype(int).tolist()
-    raise StoreError(f"weights={dict(weights)}: while a harvest goes on they must be in the proportion of small whole numbers")
+    raise ConfigError(f"weights={dict(weights)}: while a harvest goes on they must be in the proportion of small whole numbers")
