@@ -11,13 +11,15 @@ from thresher.analyze.battery.classes import (
     COLLINEAR,
     DEAD,
     HETEROGENEOUS,
+    IMAGE,
     POLYSEMANTIC,
     RARE,
     SHARED,
     SPECIFIC,
+    TEXT,
     UNDECIDED,
 )
-from thresher.analyze.truth import Tracking
+from thresher.analyze.truth import Rule, Tracking
 from thresher.data.records import Concept
 
 NOTHING = ""
@@ -30,21 +32,26 @@ MERGED = {COLLINEAR: BRIDGE, HETEROGENEOUS: BRIDGE, BIAS: SPECIFIC}
 """What ground truth cannot tell apart: a feature of a concept that only one modality shows may carry the gap too."""
 
 
-def expect_classes(found: Tracking, concepts: Sequence[Concept]) -> np.ndarray:
-    """Class by what each feature tracks [feature]: `shared` when it tracks one concept on both modalities,
-    `bimodal-polysemantic` when it tracks different ones, `bridged` when it tracks one on one modality that another feature
-    tracks on the other one only, `modality-specific` when nothing does; empty when it tracks nothing.
+def expect_classes(found: Tracking, concepts: Sequence[Concept], activation: np.ndarray, rule: Rule) -> np.ndarray:
+    """Class by what each feature tracks [feature]; empty where the truth does not say.
+
+    `shared` when it tracks one concept on both modalities (at least half as well on the other one, and beyond chance);
+    `bimodal-polysemantic` when it tracks different ones. Of the features that fire on one modality by the gate of `activation`:
+    `bridged` when it tracks a concept that a feature of the other modality alone tracks there, else `modality-specific`. A
+    feature that fires on both but tracks something on one only may stand for anything on the other.
     """
     on_image, on_text = found.detects
     visible = np.array([concept.visibility for concept in concepts]) == "shared"
     tracks = np.stack([on_image.any(axis=1), on_text.any(axis=1)])
-    same = (on_image & on_text).any(axis=1)
+    weakly = (found.phi >= rule.min_score / 2) & (found.q <= rule.alpha)
+    same = ((on_image | on_text) & weakly.all(axis=0)).any(axis=1)
     partner = np.stack([_has_partner(on_image, on_text, visible), _has_partner(on_text, on_image, visible)])
+    is_one_sided = np.isin(activation, (IMAGE, TEXT))
     rules = [
         (same, SHARED),
         (tracks.all(axis=0), POLYSEMANTIC),
-        ((tracks & partner).any(axis=0), BRIDGE),
-        (tracks.any(axis=0), SPECIFIC),
+        (is_one_sided & (tracks & partner).any(axis=0), BRIDGE),
+        (is_one_sided & tracks.any(axis=0), SPECIFIC),
     ]
     return np.select([condition for condition, _ in rules], [name for _, name in rules], NOTHING)
 

@@ -28,7 +28,6 @@ from thresher.analyze.metrics.margin import FeatureMargins, divide_margin
 from thresher.analyze.metrics.resample import Resample
 from thresher.analyze.statistics.margins import sum_margins
 
-
 NOISE = 4.0
 """The squared gap has to be so many times its sampling variance before features can carry it."""
 

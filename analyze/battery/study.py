@@ -29,7 +29,7 @@ from thresher.analyze.statistics.alignment import judge_alignments
 from thresher.analyze.statistics.crossmodal import Items, measure_crossmodal
 from thresher.analyze.statistics.features import sum_features
 from thresher.analyze.statistics.file import save_sums
-from thresher.analyze.truth import TruthScore
+from thresher.analyze.truth import Rule, TruthScore
 from thresher.data.records import Modality
 from thresher.data.store import Store
 from thresher.files import write_atomic
@@ -117,7 +117,9 @@ def examine(
     steps = {modality: one.steps for modality, one in measured.items() if one.steps is not None}
     columns = tabulate_features(judged, steps or None)
     if truth is not None:
-        expected = expect_classes(truth.tracking, inputs.store.concepts)
+        limits = study.settings.thresholds
+        rule = Rule(limits.min_score, limits.alpha, limits.min_items)
+        expected = expect_classes(truth.tracking, inputs.store.concepts, judged.activation.gate, rule)
         groups["truth"] = score_expected(judged.classes, expected)
         columns |= tabulate_truth(truth, expected, inputs.store.concepts)
     tables = {FEATURES: make_table(columns), EDGES: make_table(tabulate_edges(judged, study.settings))}

@@ -103,7 +103,8 @@ def test_oracle_codes_of_the_scenes_world_get_the_classes_of_their_concepts() ->
     embeddings = make_embeddings("words", every, every, bags, bags)
     judged = judge(sides, embeddings, None, SETTINGS)
     evidence = tuple(Evidence(csr_array(there.astype(float)), there, np.ones((1, len(records)))) for there in (image, text))
-    expected = expect_classes(track((evidence[0], evidence[1]), Rule(0.3, 0.05, 20)), source.concepts)
+    rule = Rule(0.3, 0.05, 20)
+    expected = expect_classes(track((evidence[0], evidence[1]), rule), source.concepts, judged.activation.gate, rule)
     scores = score_expected(judged.classes, expected)["classes"]
     for name in (SHARED, SPECIFIC):
         assert scores[name]["precision"]["value"] >= 0.95, name
