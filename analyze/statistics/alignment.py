@@ -49,7 +49,7 @@ def judge_alignments(items: Items, seed: int) -> dict[str, Any] | None:
     }
 
 
-def _judge_codes(items: Items, fitted: Int[np.ndarray, "pair 2"], judged: Int[np.ndarray, "pair 2"]) -> dict[str, Any]:
+def _judge_codes(items: Items, fitted: Int[np.ndarray, "fitted 2"], judged: Int[np.ndarray, "judged 2"]) -> dict[str, Any]:
     sides = csr_array(items.image[fitted[:, 0]]), csr_array(items.text[fitted[:, 1]])
     every = np.arange(len(fitted))
     pairing = pair_codes(*sides, np.column_stack([every, every]), every)
