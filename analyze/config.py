@@ -61,6 +61,33 @@ class Gallery:
 
 
 @config
+class Site:
+    """The pages to click through, `site/index.html`; for stores with pairs of images and texts."""
+
+    build: bool = True
+    """Whether to write them."""
+    items: int = 12
+    """Images and captions per feature, those of the largest codes."""
+    samples: int = 3
+    """Further ones from each quarter of those it fires on."""
+    thumbnail: int = 128
+    """Pixels on the longest side of an image; larger thumbnails are made smaller, none is made larger."""
+    budget: int = 150
+    """Megabytes that images may take; with more, fewer are shown per feature."""
+    nearest: int = 8
+    """Nearest atoms per feature."""
+    pairs: int = 60
+    """Images whose similarity to their captions is taken apart, drawn at random."""
+    layout: Literal["pca", "umap"] = "pca"
+    """Maps of the atoms beside the two of principal components: `umap` needs umap-learn (the extra `umap`)."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("items", 1), ("samples", 0), ("thumbnail", 16), ("budget", 1), ("nearest", 0), ("pairs", 1)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"site.{name}={getattr(self, name)}: at least {least}")
+
+
+@config
 class Splice:
     """Next-token loss of a language model with reconstructions in place of its activations."""
 
@@ -164,6 +191,9 @@ class AnalyzeConfig:
     """Hook point of the images; by default the one of the image tower that the autoencoders were trained on."""
     text: str | None = None
     """Hook point of the texts; by default the one of the text tower that the autoencoders were trained on."""
+    rows: Literal["held_out", "all"] = "held_out"
+    """`held_out`: the rows that training did not see. `all`: every row, for dictionaries that were trained elsewhere (released,
+    imported), which do not know this store; `image` and `text` then say where to apply them."""
     limit: int | None = None
     """At most this many held-out records, drawn at random; all by default."""
     chunk_rows: int = 8192
@@ -182,6 +212,8 @@ class AnalyzeConfig:
     """Gates and classes of features; for stores with pairs of images and texts."""
     gallery: Gallery = Gallery()
     """What the report shows of single features."""
+    site: Site = Site()
+    """The pages to click through."""
     splice: Splice = Splice()
     """Spliced next-token loss; for stores of language models."""
 

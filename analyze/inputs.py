@@ -8,7 +8,7 @@ from thresher.analyze.config import AnalyzeConfig
 from thresher.data.records import Modality
 from thresher.data.store import Store, open_store
 from thresher.devices import find_device
-from thresher.errors import AnalysisError
+from thresher.errors import AnalysisError, CheckpointError
 from thresher.train.checkpoint import TrainedSAE, check_width, load_sae
 
 
@@ -20,6 +20,7 @@ class Inputs(NamedTuple):
     hook_points: Mapping[str, str]
     """The hook point of each modality."""
     holdout: float
+    """Fraction of the records that is measured; 1 where every row is."""
     seed: int
 
 
@@ -31,20 +32,26 @@ def open_inputs(config: AnalyzeConfig) -> Inputs:
     store = open_store(config.store, cache=config.cache)
     device = find_device(config.device)
     saes = {name: load_sae(folder, device) for name, folder in config.saes.items()}
-    for name, trained in saes.items():
-        _check_store(config, store, name, trained)
+    if config.rows == "all":
+        saes = {name: _place(config, name, trained) for name, trained in saes.items()}
+    else:
+        for name, trained in saes.items():
+            _check_store(config, store, name, trained)
     splits = {name: (trained.config.stream.holdout, trained.config.seed) for name, trained in saes.items()}
-    if len(set(splits.values())) > 1:
+    if len(set(splits.values())) > 1 and config.rows == "held_out":
         found = ", ".join(f"{name}: holdout={holdout:g} seed={seed}" for name, (holdout, seed) in splits.items())
         raise AnalysisError(f"the autoencoders held out different records ({found}); analyze them one at a time")
     chosen = {"image": _choose(store, saes, "image", config.image), "text": _choose(store, saes, "text", config.text)}
     hook_points = {modality: name for modality, name in chosen.items() if name is not None}
     if not hook_points:
-        raise AnalysisError(f"{store.path}: the autoencoders were trained on no hook point of this store")
+        raise AnalysisError(
+            f"{store.path}: the autoencoders were trained on no hook point of this store; to apply them to others of the same "
+            "width, name those with image= and text=, and set rows=all"
+        )
     for trained in saes.values():
         for hook_point in hook_points.values():
             check_width(trained, hook_point, store.hook_points[hook_point].width)
-    holdout, seed = next(iter(splits.values()))
+    holdout, seed = (1.0, config.seed) if config.rows == "all" else next(iter(splits.values()))
     return Inputs(store, saes, hook_points, holdout, seed)
 
 
@@ -52,8 +59,18 @@ def _check_store(config: AnalyzeConfig, store: Store, name: str, trained: Traine
     if not trained.is_trained_on(store.fingerprint):
         raise AnalysisError(
             f"{config.saes[name]}: {name} was trained on the store {trained.store_fingerprint[:12]} ({trained.config.store}), "
-            f"{store.path} is {store.fingerprint[:12]}; its held-out items are not known here. Train it on this store"
+            f"{store.path} is {store.fingerprint[:12]}; its held-out items are not known here. Train it on this store, or "
+            "measure every row with rows=all"
         )
+
+
+def _place(config: AnalyzeConfig, name: str, trained: TrainedSAE) -> TrainedSAE:
+    """The dictionary at the hook points asked for, if it was fitted to others."""
+    asked = [hook_point for hook_point in (config.image, config.text) if hook_point is not None]
+    try:
+        return trained.place_at(asked) if asked else trained
+    except CheckpointError as error:
+        raise AnalysisError(f"{config.saes[name]}: {name}: {error}") from error
 
 
 def _choose(store: Store, saes: Mapping[str, TrainedSAE], modality: Modality, asked: str | None) -> str | None:

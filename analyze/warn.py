@@ -37,6 +37,9 @@ def _about_comparison(results: Mapping[str, Any]) -> Iterator[Caution]:
     if len(set(sizes.values())) > 1:
         shown = ", ".join(f"{name} {size}" for name, size in sizes.items())
         yield Caution("unequal-size", None, f"Dictionary sizes differ ({shown}): shares depend on size.", sizes)
+    if results["held_out"]["fraction"] == 1:
+        text = "Every row was measured. What a dictionary saw in training it fits better than new rows."
+        yield Caution("all-rows", None, text, {})
     records = results["held_out"]["records"]
     if records < FEW_RECORDS:
         text = f"Only {records} held-out records: rare features and concepts cannot be judged."

@@ -1,8 +1,8 @@
 """Trained dictionaries on disk: `config.json` and `model.safetensors`."""
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -59,6 +59,23 @@ class TrainedSAE:
     def is_trained_on(self, fingerprint: str) -> bool:
         """Whether this store is the one, or one of those, that it was trained on: its held-out items are then known."""
         return fingerprint == self.store_fingerprint or fingerprint in self.store_parts
+
+    def place_at(self, hook_points: Sequence[str]) -> "TrainedSAE":
+        """The same dictionary for other hook points of its width, each normalised like the one that it was fitted to.
+
+        Raises CheckpointError for a dictionary of several hook points: which one stands for which is not known.
+        """
+        if set(hook_points) <= set(self.hook_points):
+            return self
+        if len(self.hook_points) != 1 or isinstance(self.sae, AlignedSAE):
+            raise CheckpointError(
+                f"{', '.join(hook_points)}: the dictionary was fitted to {', '.join(self.hook_points)}; only one of a single "
+                "hook point can be applied elsewhere"
+            )
+        n = len(hook_points)
+        normalizer = self.normalizer._replace(mean=self.normalizer.mean.repeat(n, 1), scale=self.normalizer.scale.repeat(n))
+        config = replace(self.config, hook_points=tuple(hook_points))
+        return replace(self, normalizer=normalizer, config=config)
 
     @property
     def d_in(self) -> int:

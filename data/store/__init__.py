@@ -8,6 +8,7 @@ from thresher.data.store.describe import describe_store, list_stores
 from thresher.data.store.export import export_store
 from thresher.data.store.head import read_head
 from thresher.data.store.ingest import import_store
+from thresher.data.store.ingest_pairs import import_pairs
 from thresher.data.store.merge import merge_stores
 from thresher.data.store.moments import Moments
 from thresher.data.store.places import StoreLocation, parse_location
@@ -40,6 +41,7 @@ __all__ = [
     "TokenKind",
     "describe_store",
     "export_store",
+    "import_pairs",
     "import_store",
     "list_stores",
     "merge_stores",

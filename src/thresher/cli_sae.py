@@ -64,7 +64,9 @@ def export(
 def import_(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="What another library, or an export, wrote.")],
     out: Out,
-    hook_point: Annotated[str | None, typer.Option(help="What to call the place of its activations.")] = None,
+    hook_point: Annotated[
+        list[str] | None, typer.Option(help="What to call the place of its activations; again for another one.")
+    ] = None,
     store: Annotated[Path | None, typer.Option(help="The store that it is to be analyzed on.")] = None,
     lossy: Lossy = False,
 ) -> None:

@@ -60,11 +60,17 @@ def export_sae(
 
 
 def import_sae(
-    folder: Path, out: Path, *, hook_point: str | None = None, store: Path | None = None, lossy: bool = False
+    folder: Path,
+    out: Path,
+    *,
+    hook_point: str | Sequence[str] | None = None,
+    store: Path | None = None,
+    lossy: bool = False,
 ) -> Converted:
     """Write a checkpoint of ours from another library's folder; which one is told by its files.
 
-    `hook_point` is what the checkpoint calls the place; by default what our export recorded, else what the folder says.
+    `hook_point` is what the checkpoint calls the place, or the places that it is for alike (both towers of a joint space);
+    by default what our export recorded, else what the folder says.
     With `store` it is declared to belong to that store, so that it can be analyzed beside dictionaries trained on it: the
     held-out items are then those of the default split, whatever the other library trained on.
     Raises CheckpointError: an unknown folder or architecture; something that ours cannot say, unless `lossy`.
@@ -72,12 +78,13 @@ def import_sae(
     found = detect_format(folder)
     plain, lost = FORMATS[found].read(folder)
     _refuse_losses(lost, f"{folder}: no architecture here gives the same codes", lossy=lossy)
-    name = hook_point or _find_hook_point(plain.origin)
-    if name is None:
+    named = [hook_point] if isinstance(hook_point, str) else list(hook_point or ())
+    names = named or _find_hook_point(plain.origin)
+    if not names:
         raise CheckpointError(f"{folder}: it does not say which activations it is for; give --hook-point")
     refuse_foreign(out, [checkpoint.CONFIG])
     fingerprint = open_store(store).fingerprint if store is not None else ""
-    trained = unfold(plain, out, name, store=store or folder, fingerprint=fingerprint)
+    trained = unfold(plain, out, names, store=store or folder, fingerprint=fingerprint)
     identity = dict(trained.store_identity) | {"format": found, "lost": list(lost)}
     save_sae(out, dataclasses.replace(trained, store_identity=identity))
     return Converted(out, lost)
@@ -105,8 +112,8 @@ def _find_model(trained: TrainedSAE) -> str:
     return str(model.get("name", "")) if isinstance(model, Mapping) else str(model or "")
 
 
-def _find_hook_point(origin: Mapping[str, Any]) -> str | None:
+def _find_hook_point(origin: Mapping[str, Any]) -> Sequence[str]:
     config = origin.get("config") or origin.get("cfg") or {}
     metadata = config.get("metadata") or {}
     named = (origin.get("hook_point"), metadata.get("hook_name"), config.get("submodule_name"), config.get("hook_name"))
-    return next((str(name) for name in named if name), None)
+    return [str(name) for name in named if name][:1]

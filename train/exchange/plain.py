@@ -1,7 +1,7 @@
 """A dictionary as other libraries know it: raw activations in, atoms of unit norm, one code, no normaliser beside it."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -171,11 +171,11 @@ def _fold_threshold(kind: Kind, state: Mapping[str, Tensor], scale: float, d_sae
 
 
 @torch.no_grad()
-def unfold(plain: Plain, out: Path, hook_point: str, *, store: Path, fingerprint: str) -> TrainedSAE:
+def unfold(plain: Plain, out: Path, hook_points: Sequence[str], *, store: Path, fingerprint: str) -> TrainedSAE:
     """A checkpoint of ours that gives the codes of `plain` times its `code_scale`; nothing in it has been trained by us."""
     config = TrainConfig(
         store=store,
-        hook_points=(hook_point,),
+        hook_points=tuple(hook_points),
         sae=_choose_architecture(plain),
         out=out,
         normalize=NormalizeConfig(rows="unit" if plain.is_unit else "as_is", center="none", scale="none"),
@@ -190,7 +190,7 @@ def unfold(plain: Plain, out: Path, hook_point: str, *, store: Path, fingerprint
     module.load_state_dict(module.state_dict() | values)
     return TrainedSAE(
         sae=sae,
-        normalizer=Normalizer(plain.is_unit, torch.zeros(1, plain.d_in), torch.tensor([scale])),
+        normalizer=Normalizer(plain.is_unit, torch.zeros(len(hook_points), plain.d_in), torch.full((len(hook_points),), scale)),
         config=config,
         store_fingerprint=fingerprint,
         store_identity={"imported": dict(plain.origin)},

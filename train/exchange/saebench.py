@@ -78,7 +78,7 @@ class SAEBenchSAE(nn.Module):
             raise CheckpointError(
                 f"hook {names.hook!r}: no layer in this name; SAEBench needs one, as blocks.3.hook_resid_post"
             )
-        trained = unfold(plain, Path("saebench"), names.hook, store=Path("saebench"), fingerprint="")
+        trained = unfold(plain, Path("saebench"), [names.hook], store=Path("saebench"), fingerprint="")
         self.coder = cast(nn.Module, trained.sae)
         self._trained, self._scale = trained, plain.code_scale
         self.device, self.dtype = torch.device(device), dtype
