@@ -15,8 +15,9 @@ def to_matrix(codes: Codes, d_sae: int) -> csr_array:
     Padding (value 0) and picks that cancel exactly are not stored, so the stored entries of a row are its active atoms.
     """
     n_rows, k = codes.indices.shape
-    values = codes.values.detach().to("cpu", torch.float64).numpy().reshape(-1)
-    indices = codes.indices.detach().cpu().numpy().reshape(-1)
+    # Copies: adding up repeats sorts a matrix in place, and the codes would lose their order of selection.
+    values = codes.values.detach().to("cpu", torch.float64).numpy().flatten()
+    indices = codes.indices.detach().cpu().numpy().flatten()
     starts = np.arange(n_rows + 1, dtype=np.int64) * k
     matrix = csr_array((values, indices, starts), shape=(n_rows, d_sae))
     matrix.sum_duplicates()

@@ -56,6 +56,15 @@ def test_an_atom_picked_twice_counts_once_and_has_the_sum_of_its_coefficients() 
     assert count_active(matrix).tolist() == [2, 1]
 
 
+def test_making_a_matrix_leaves_the_codes_in_their_order_of_selection() -> None:
+    indices, values = torch.tensor([[4, 0, 4], [2, 1, 0]]), torch.tensor([[1.0, 0.5, -2.0], [3.0, 0.0, 1.0]])
+    for dtype in (torch.float32, torch.float64):
+        codes = Codes(indices.clone(), values.to(dtype))
+        to_matrix(codes, 5)
+        assert torch.equal(codes.indices, indices)
+        assert torch.equal(codes.values, values.to(dtype))
+
+
 def test_picks_that_cancel_are_not_active() -> None:
     matrix = to_matrix(Codes(torch.tensor([[1, 1]]), torch.tensor([[2.0, -2.0]])), 3)
     assert count_active(matrix).tolist() == [0]
