@@ -4,6 +4,7 @@ from dataclasses import field
 from pathlib import Path
 from typing import Literal
 
+from thresher.analyze.functional.settings import Functional, Judge, Naming
 from thresher.config import config
 from thresher.data.store import CacheConfig, StoreLocation
 from thresher.errors import ConfigError
@@ -216,6 +217,12 @@ class AnalyzeConfig:
     """The pages to click through."""
     splice: Splice = Splice()
     """Spliced next-token loss; for stores of language models."""
+    functional: Functional = Functional()
+    """Behaviour with reconstructions and without classes of features; for stores with pairs of images and texts."""
+    naming: Naming = Naming()
+    """Names of features out of a vocabulary."""
+    judge: Judge = Judge()
+    """A language model that names features; off by default."""
 
     def __post_init__(self) -> None:
         if not self.saes:

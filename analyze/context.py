@@ -9,6 +9,7 @@ from thresher.analyze.battery.study import Finding, Study
 from thresher.analyze.config import AnalyzeConfig
 from thresher.analyze.evaluate import ModalityResult
 from thresher.analyze.evidence import Present
+from thresher.analyze.functional.words import Words
 from thresher.analyze.gallery import Card
 from thresher.analyze.inputs import Inputs
 from thresher.analyze.metrics.resample import Resample
@@ -27,6 +28,8 @@ class Context(NamedTuple):
     resample: Resample
     study: Study | None
     """What the battery needs; None where too few images have a caption."""
+    words: Words | None = None
+    """What features are named by."""
 
 
 class Outcome(NamedTuple):
@@ -40,3 +43,5 @@ class Outcome(NamedTuple):
     concepts: list[dict[str, Any]]
     finding: Finding | None = None
     """What the battery says; None without pairs."""
+    functional: Mapping[str, Any] | None = None
+    """What functional tests say; None without pairs or when none is asked for."""

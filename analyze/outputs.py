@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 from thresher import __version__
 from thresher.analyze.battery.study import write_finding
 from thresher.analyze.context import Context, Outcome
+from thresher.analyze.functional.run import write_tests
 from thresher.analyze.plates import draw_figures
 from thresher.analyze.report import Page, write_report
 from thresher.analyze.results import plain
@@ -82,6 +83,8 @@ def write(
         if outcome.finding is not None:
             made_from = {"store": origin["store"], "sae": origin[f"saes.{name}"]} | dict(results["held_out"])
             write_finding(out / name, outcome.finding, made_from)
+        if outcome.functional is not None:
+            write_tests(out / name, outcome.functional)
     if concepts:
         write_rows(out / "concepts.csv", concepts)
     histograms = {name: outcome.modality.histograms for name, outcome in outcomes.items() if outcome.modality is not None}

@@ -186,6 +186,8 @@ def _summarize(found: Mapping[str, Any]) -> dict[str, str]:
         cells["  undecided"] = _percent(share[UNDECIDED])
     if "battery" in found:
         cells |= _summarize_battery(found["battery"])
+    if found.get("functional"):
+        cells |= _summarize_tests(found["functional"])
     if "truth" in found:
         for key, unit in (("precision", "features"), ("recall", "concepts")):
             for name, title in TITLES.items():
@@ -210,6 +212,13 @@ def _summarize_battery(found: Mapping[str, Any]) -> dict[str, str]:
     energy = (found[name]["shared"] for name in ("energy_image", "energy_text"))
     cells["energy in shared: image, text"] = ", ".join(_percent(one) for one in energy)
     return cells
+
+
+def _summarize_tests(found: Mapping[str, Any]) -> dict[str, str]:
+    raw, rebuilt = found["raw"], found["reconstructed"]
+    ways = {"R@1, image to text": "image_to_text_r1", "R@1, text to image": "text_to_image_r1", "zero-shot": "zero_shot"}
+    shown = {title: name for title, name in ways.items() if raw[name]["value"] is not None}
+    return {f"{title} (raw)": f"{_number(rebuilt[name], 3)} ({_number(raw[name], 3)})" for title, name in shown.items()}
 
 
 def _count(classes: Mapping[str, Any], *names: str) -> str:

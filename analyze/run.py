@@ -20,6 +20,7 @@ from thresher.analyze.evaluate import (
 )
 from thresher.analyze.evidence import count_items, make_evidence, read_presence
 from thresher.analyze.families import describe_families
+from thresher.analyze.functional.run import add_tests, fingerprint_files, read_words_of, summarize_tests
 from thresher.analyze.gallery import choose_features, make_cards
 from thresher.analyze.inputs import Inputs, open_inputs
 from thresher.analyze.language import measure_splice
@@ -62,13 +63,14 @@ def run(config: AnalyzeConfig) -> Path:
     if is_made_from(config.out, config, origin) and (config.out / REPORT).exists():
         log(f"analyze: {config.out} is complete; delete the folder to analyze again")
         return config.out / REPORT
+    words = read_words_of(config, inputs)
     _start(config.out)
     panels = open_panels(inputs.store, list(inputs.hook_points.values()), inputs.holdout, inputs.seed, config.limit)
     resample = Resample(config.n_bootstrap, config.seed)
     presence = read_presence(inputs.store, panels, resample, config.seed)
     probed = probe_concepts(inputs.store, panels, presence, config.chunk_rows) if presence else None
     study = prepare(config, inputs, panels, resample)
-    context = Context(config, inputs, panels, presence, probed, resample, study)
+    context = Context(config, inputs, panels, presence, probed, resample, study, words)
     n_rows = sum(len(panel.rows) for panel in panels.values())
     outcomes: dict[str, Outcome] = {}
     with progress("analyze", n_rows * len(inputs.saes), "rows") as advance:
@@ -92,7 +94,8 @@ def run(config: AnalyzeConfig) -> Path:
 
 def _fingerprint_inputs(config: AnalyzeConfig, inputs: Inputs) -> dict[str, str]:
     digests = {name: fingerprint_file(folder / MODEL) for name, folder in config.saes.items()}
-    return {"store": inputs.store.fingerprint} | {f"saes.{name}": digest for name, digest in digests.items()}
+    found = {"store": inputs.store.fingerprint} | {f"saes.{name}": digest for name, digest in digests.items()}
+    return found | fingerprint_files(config)
 
 
 def _start(out: Path) -> None:
@@ -180,14 +183,16 @@ def _score(
         metrics["truth"]["decodable"] = _count_decodable(context, score)
         n_items = count_items(context.presence)
         rows = tabulate_concepts(name, score, _f1(evidence), context.probed, result.classes, concepts, n_items)
-    finding = None
+    finding, tested = None, None
     if context.study is not None:
         finding = examine(context.study, name, context.inputs, context.panels, measured, score)
         metrics["battery"] = describe_battery(finding.groups)
+        finding, tested = add_tests(context, name, finding, score)
+        metrics |= {} if tested is None else {"functional": summarize_tests(tested)}
     chosen = choose_features(result, config.gallery, config.thresholds.rare_below)
     tables = {modality: store.items(panel.modality) for modality, panel in context.panels.items()}
     cards = make_cards(chosen, result, score, concepts, items, context.panels, tables, config.gallery.items)
-    return Outcome(metrics, result, tabulate_features(result, score, concepts), cards, rows, finding)
+    return Outcome(metrics, result, tabulate_features(result, score, concepts), cards, rows, finding, functional=tested)
 
 
 def _score_truth(config: AnalyzeConfig, evidence: Mapping[str, Evidence], concepts: Any, classes: np.ndarray) -> TruthScore:

@@ -68,6 +68,9 @@ def precede(order: csr_array, first: Int[np.ndarray, " edge"], second: Int[np.nd
 
     A parent that carries more of a row than its child is picked before it, so precedence should agree with nesting.
     """
+    if not len(first):
+        # SciPy gives no entries of a sparse array as a sparse array.
+        return np.zeros(0)
     forth, back = (np.asarray(order[a, b], dtype=np.float64).ravel() for a, b in ((first, second), (second, first)))
     return divide(forth, forth + back)
 
