@@ -8,12 +8,15 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from thresher import __version__
-from thresher.analyze.battery.study import write_finding
+from thresher.analyze.battery.study import MODALITIES, write_finding
 from thresher.analyze.context import Context, Outcome
 from thresher.analyze.functional.run import write_tests
 from thresher.analyze.plates import draw_figures
 from thresher.analyze.report import Page, write_report
 from thresher.analyze.results import plain
+from thresher.analyze.site.build import Facts, describe_dictionary
+from thresher.analyze.site.build import build as build_site
+from thresher.analyze.site.items import Catalogue
 from thresher.analyze.tables import write_rows
 from thresher.analyze.warn import Caution
 from thresher.config import to_dict
@@ -21,6 +24,7 @@ from thresher.files import write_atomic
 from thresher.runs import CONFIG, PROVENANCE, canonical_json, fingerprint_file
 
 METRICS, REPORT, WARNINGS, MANIFEST = "metrics.json", "report.html", "warnings.json", "manifest.json"
+SITE = "site"
 FORMAT = "thresher-analysis"
 VERSION = 1
 FILES = "thresher-analysis-files"
@@ -90,9 +94,23 @@ def write(
     histograms = {name: outcome.modality.histograms for name, outcome in outcomes.items() if outcome.modality is not None}
     figures = draw_figures(out / "figures", results, histograms, concepts)
     cards = {name: outcome.cards for name, outcome in outcomes.items() if outcome.cards}
-    write_report(out / REPORT, Page(results, figures, cards, concepts))
+    site = _write_site(context, results, outcomes, warnings)
+    write_report(out / REPORT, Page(results, figures, cards, concepts, site))
     write_atomic(out / MANIFEST, [canonical_json(_describe_files(context, results, outcomes, origin))])
     return out / REPORT
+
+
+def _write_site(
+    context: Context, results: Mapping[str, Any], outcomes: Mapping[str, Outcome], warnings: Sequence[Caution]
+) -> str | None:
+    """The site of the dictionaries that the battery judged, as a link from the report; None where it judged none."""
+    config, findings = context.config, {name: outcome.finding for name, outcome in outcomes.items()}
+    dictionaries = [describe_dictionary(name, finding) for name, finding in findings.items() if finding is not None]
+    if not config.site.build or not dictionaries:
+        return None
+    catalogues = {name: Catalogue(context.inputs.store.items(name), context.panels[name].items) for name in MODALITIES}
+    facts = Facts(results, [plain(warning) for warning in warnings], config.seed)
+    return build_site(config.out / SITE, config.site, facts, dictionaries, catalogues).relative_to(config.out).as_posix()
 
 
 def _describe_files(

@@ -34,6 +34,8 @@ class Page(NamedTuple):
     """Features to look at, per dictionary; empty without two modalities."""
     concepts: Sequence[Mapping[str, Any]]
     """Rows of concepts.csv; empty without ground truth."""
+    site: str | None = None
+    """Path of the site's first page beside the report; None without one."""
 
 
 def write_report(path: Path, page: Page) -> None:

@@ -40,6 +40,7 @@ from thresher.analyze.results import (
     tabulate_concepts,
     tabulate_features,
 )
+from thresher.analyze.site.layout import require_umap
 from thresher.analyze.truth import Evidence, Rule, TruthScore, find_scorable, score_truth
 from thresher.analyze.warn import find_warnings
 from thresher.config import to_dict
@@ -64,6 +65,8 @@ def run(config: AnalyzeConfig) -> Path:
         log(f"analyze: {config.out} is complete; delete the folder to analyze again")
         return config.out / REPORT
     words = read_words_of(config, inputs)
+    if config.site.layout == "umap":
+        require_umap()
     _start(config.out)
     panels = open_panels(inputs.store, list(inputs.hook_points.values()), inputs.holdout, inputs.seed, config.limit)
     resample = Resample(config.n_bootstrap, config.seed)

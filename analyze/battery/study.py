@@ -17,7 +17,7 @@ from thresher.analyze.battery.meaning import Embeddings
 from thresher.analyze.battery.robust import find_seeds, measure_stability, open_seeds
 from thresher.analyze.battery.sides import Side, make_sides
 from thresher.analyze.battery.sources import Judges, find_embeddings
-from thresher.analyze.battery.steps import follow_residuals, tabulate_steps
+from thresher.analyze.battery.steps import StepSums, follow_residuals, tabulate_steps
 from thresher.analyze.battery.tabulate import make_table, tabulate_edges, tabulate_features, tabulate_truth
 from thresher.analyze.config import AnalyzeConfig
 from thresher.analyze.inputs import Inputs
@@ -59,6 +59,8 @@ class Finding(NamedTuple):
     """groups.json, plain values."""
     tables: Mapping[str, Any]
     """pyarrow tables by file name."""
+    steps: Mapping[str, StepSums] | None = None
+    """What each step of a pursuit codes, per modality; None where codes have no order."""
 
 
 def find_pairs(store: Store, panels: Mapping[str, Panel]) -> Int[np.ndarray, "pair 2"]:
@@ -128,7 +130,7 @@ def examine(
         residuals = follow_residuals(trained, inputs.store, panels, items)
         table = tabulate_steps(steps["image"], steps["text"], residuals, judged.classes, judged.sides.dictionary)
         tables[STEPS] = make_table(table)
-    return Finding(judged, plain(groups), tables)
+    return Finding(judged, plain(groups), tables, steps or None)
 
 
 def _judge(study: Study, name: str, inputs: Inputs, panels: Mapping[str, Panel], measured: Mapping[str, Measured]) -> Judged:

@@ -1,0 +1,91 @@
+"""Images and texts of the site: each once, in the order in which the dashboards come to them."""
+
+import base64
+import io
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from jaxtyping import Int
+from PIL import Image
+
+from thresher.analyze.site.choose import number_texts
+from thresher.analyze.site.shards import IMAGES_PER_SHARD, PER_SHARD, write_shard
+
+LONGEST_TEXT = 1000
+"""Characters of a text that are shown."""
+
+
+class Catalogue(NamedTuple):
+    """The held-out items of one modality."""
+
+    table: Any
+    """The store's table of items (pyarrow): key, and thumbnail or text."""
+    items: Int[np.ndarray, " item"]
+    """Which of its rows are held out, in the order of the codes."""
+
+    def same(self) -> Int[np.ndarray, " item"]:
+        """One number per different text; images are all different."""
+        if "text" not in self.table.column_names:
+            return np.arange(len(self.items))
+        return number_texts([str(text) for text in self.table["text"].take(pa.array(self.items)).to_pylist()])
+
+
+class Book:
+    """Gives items numbers when they are first shown, so that a feature's items lie in few files."""
+
+    def __init__(self, catalogue: Catalogue) -> None:
+        self._catalogue = catalogue
+        self._numbers: dict[int, int] = {}
+
+    def number(self, positions: Iterable[int]) -> list[int]:
+        """Numbers on the site of items at positions in the codes."""
+        return [self._numbers.setdefault(int(position), len(self._numbers)) for position in positions]
+
+    def write_images(self, folder: Path, side: int) -> int:
+        """Write the images that have a number, their keys and thumbnails of at most `side` pixels; return how many."""
+        table, rows = self._catalogue.table, self._rows()
+        for number, part in enumerate(_split(rows, IMAGES_PER_SHARD)):
+            found = table.select(["key", "thumbnail"]).take(pa.array(part)).to_pylist()
+            entries = [[str(one["key"]), encode_picture(one["thumbnail"], side)] for one in found]
+            write_shard(folder, f"images/{number:05d}", entries)
+        return len(rows)
+
+    def write_texts(self, folder: Path) -> int:
+        """Write the texts that have a number; return how many."""
+        table, rows = self._catalogue.table, self._rows()
+        for number, part in enumerate(_split(rows, PER_SHARD)):
+            found = table.select(["key", "text"]).take(pa.array(part)).to_pylist()
+            write_shard(folder, f"texts/{number:05d}", [str(one["text"] or one["key"])[:LONGEST_TEXT] for one in found])
+        return len(rows)
+
+    def _rows(self) -> Int[np.ndarray, " item"]:
+        return self._catalogue.items[np.fromiter(self._numbers, dtype=np.int64, count=len(self._numbers))]
+
+
+def measure_pictures(catalogue: Catalogue) -> Int[np.ndarray, " item"]:
+    """Bytes that each image's thumbnail will take on the site at most."""
+    lengths = pc.binary_length(catalogue.table["thumbnail"].take(pa.array(catalogue.items)))
+    return np.ceil(np.asarray(lengths.fill_null(0).to_numpy(zero_copy_only=False), dtype=np.float64) / 3).astype(np.int64) * 4
+
+
+def encode_picture(data: bytes | None, side: int) -> str:
+    """A thumbnail as a data URI, made smaller when its longest side exceeds `side`; empty when there is none."""
+    if not data:
+        return ""
+    with Image.open(io.BytesIO(data)) as image:
+        kind = (image.format or "PNG").lower()
+        if max(image.size) > side:
+            small = image.convert("RGB")
+            small.thumbnail((side, side))
+            buffer = io.BytesIO()
+            small.save(buffer, "WEBP", quality=80)
+            kind, data = "webp", buffer.getvalue()
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def _split(rows: Int[np.ndarray, " item"], size: int) -> Sequence[np.ndarray]:
+    return [rows[start : start + size] for start in range(0, len(rows), size)]

@@ -1,0 +1,74 @@
+"use strict";
+// Small charts in SVG, and a canvas that is sharp on every screen.
+(() => {
+  const { h, s, show } = THRESHER;
+
+  // A horizontal bar of parts [{label, value, color}], with a legend.
+  THRESHER.stack = (parts, format) => {
+    const total = parts.reduce((sum, part) => sum + Math.max(0, part.value || 0), 0) || 1;
+    return h("div", { class: "stack", role: "img", "aria-label": parts.map(part => `${part.label} ${format(part.value)}`).join(", ") },
+      parts.filter(part => part.value > 0).map(part =>
+        h("i", { style: `width:${(100 * part.value / total).toFixed(2)}%;background:${part.color}`, title: `${part.label}: ${format(part.value)}` })));
+  };
+
+  // The score with its interval on the line from text to image.
+  THRESHER.muBar = (mu, low, high) => h("div", { class: "mu", role: "img", "aria-label": `modality score ${show(mu, 2)}, interval ${show(low, 2)} to ${show(high, 2)}` },
+    mu === null || mu === undefined ? null : [
+      low === null || low === undefined ? null : h("i", { style: `left:${100 * low}%;width:${100 * (high - low)}%` }),
+      h("b", { style: `left:${100 * mu}%` })]);
+
+  // Counts by |z| of images (upwards) and texts (downwards), each relative to its largest.
+  THRESHER.histogram = (image, text, bins) => {
+    const all = [image, text].filter(one => one[1].length);
+    if (!all.length) return h("p", { class: "soft" }, "It fires nowhere.");
+    const first = Math.min(...all.map(one => one[0])), last = Math.max(...all.map(one => one[0] + one[1].length));
+    const width = 440, half = 70, left = 18, step = (width - 2 * left) / Math.max(last - first, 6);
+    const value = bin => 2 ** (bins.lowest + bin / bins.per_octave);
+    const bars = (one, up, kind) => {
+      const most = Math.max(1, ...one[1]);
+      return one[1].map((count, k) => {
+        const tall = half * count / most, bin = one[0] + k;
+        return s("rect", { x: left + (bin - first) * step + 0.5, y: up ? 12 + half - tall : 12 + half + 16, width: Math.max(1, step - 1), height: tall, class: `fill-${kind}` },
+          s("title", {}, `${kind}: ${count} with |z| from ${show(value(bin))} to ${show(value(bin + 1))}`));
+      });
+    };
+    const every = Math.max(2, Math.ceil((last - first) / 6 / 2) * 2), ticks = [];
+    for (let bin = first; bin <= last; bin += every) ticks.push(s("text", { x: left + (bin - first) * step, y: 12 + half + 12, class: "tick", "text-anchor": "middle" }, show(value(bin), 2)));
+    const most = one => (one[1].length ? Math.max(...one[1]) : 0);
+    return s("svg", { viewBox: `0 0 ${width} ${2 * half + 40}`, role: "img", "aria-label": "Counts by size of the code, images above, texts below", class: "chart" },
+      bars(image, true, "image"), bars(text, false, "text"), ticks,
+      s("text", { x: width - left, y: 20, class: "tick", "text-anchor": "end" }, `images, most ${most(image)}`),
+      s("text", { x: width - left, y: 2 * half + 36, class: "tick", "text-anchor": "end" }, `texts, most ${most(text)}; |z| by half octaves`));
+  };
+
+  // Bars of two series over steps from 0.
+  THRESHER.steps = (image, text) => {
+    const width = 440, height = 120, n = image.length, step = (width - 50) / n, most = Math.max(...image, ...text) || 1;
+    const bars = (one, kind, shift) => one.map((value, k) => s("rect", {
+      x: 40 + k * step + shift * step * 0.45, y: 8 + (height - 30) * (1 - value / most), width: Math.max(1, step * 0.42), height: (height - 30) * value / most, class: `fill-${kind}`,
+    }, s("title", {}, `step ${k}, ${kind}: ${show(value)}`)));
+    const every = Math.ceil(n / 12);
+    return s("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": "Energy by step of the pursuit", class: "chart" },
+      s("text", { x: 34, y: 16, class: "tick", "text-anchor": "end" }, show(most, 2)), s("line", { x1: 40, x2: width - 8, y1: height - 22, y2: height - 22, class: "axis" }),
+      bars(image, "image", 0), bars(text, "text", 1),
+      image.map((_, k) => (k % every ? null : s("text", { x: 40 + (k + 0.45) * step, y: height - 8, class: "tick", "text-anchor": "middle" }, String(k)))));
+  };
+
+  // A canvas as wide as its box and as high as its style says; `draw(context, width, height)` is called now, after a resize and with another theme.
+  THRESHER.canvas = (height, label, draw) => {
+    const node = h("canvas", { tabindex: "0", role: "img", "aria-label": label, style: `height:${height}px` });
+    const paint = () => {
+      const wide = node.clientWidth, height = node.clientHeight, ratio = devicePixelRatio || 1;
+      if (!wide) return;
+      if (node.width !== Math.round(wide * ratio) || node.height !== Math.round(height * ratio)) { node.width = Math.round(wide * ratio); node.height = Math.round(height * ratio); }
+      const context = node.getContext("2d");
+      context.setTransform(ratio, 0, 0, ratio, 0, 0);
+      context.clearRect(0, 0, wide, height);
+      draw(context, wide, height);
+    };
+    new ResizeObserver(paint).observe(node);
+    document.addEventListener("themechange", () => node.isConnected && paint());
+    return { node, paint };
+  };
+  THRESHER.color = name => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+})();
