@@ -67,7 +67,7 @@ class TrainConfig:
     """Iteration of one of those: the run goes on from there, and what came after it is deleted. Each time it is given."""
     patience: int | None = None
     """End after so many evaluations on the way without a better R2 on held-out rows; never when not given. The dictionary is
-    then that of the last iteration, and the learning rate has not come to its end."""
+    then that of the best evaluation (a copy of it is kept in memory), and the learning rate has not come to its end."""
     min_gain: float = 0.0
     """A better R2 is better by more than this."""
     tensorboard: bool = True

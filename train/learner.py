@@ -52,6 +52,7 @@ class Learner:
         self._synchronize = synchronize
         self._k = find_k(sae, settings) if settings.k_start is not None else None
         self._average = None if settings.ema is None else Average(sae, settings.ema)
+        self._best: dict[str, Tensor] = {}
 
     def step(self, x: Float[Tensor, "row d_in"]) -> Iteration:
         """Take one optimizer step with one batch."""
@@ -77,6 +78,17 @@ class Learner:
         """The module to evaluate and to save: a copy with the averaged weights where they are asked for, else the module."""
         return self.sae if self._average is None else self._average.apply(self.sae)
 
+    def remember(self) -> None:
+        """Keep a copy of what `usable` gives now, in the place of an earlier one; it is part of the state."""
+        tensors = {name: value.detach().clone() for name, value in cast(nn.Module, self.usable()).state_dict().items()}
+        self._best = {f"sae.{name}": value for name, value in tensors.items()} | {"done": torch.tensor(self.done)}
+
+    def recall(self) -> None:
+        """Let the module and `done` be what was remembered, if anything was. No step can be taken after it."""
+        if self._best:
+            cast(nn.Module, self.sae).load_state_dict(_under(self._best, "sae."))
+            self.done, self._average = int(self._best["done"]), None
+
     def state_dict(self) -> dict[str, Tensor]:
         """All that training changes, as tensors by name. Not copied: they change with the next step."""
         tensors = {f"sae.{name}": value for name, value in cast(nn.Module, self.sae).state_dict().items()}
@@ -84,6 +96,7 @@ class Learner:
             tensors |= {f"optimizer.{index}.{name}": value for name, value in averages.items()}
         if self._average is not None:
             tensors |= {f"average.{name}": value for name, value in self._average.tensors.items()}
+        tensors |= {f"best.{name}": value for name, value in self._best.items()}
         return tensors | {"done": torch.tensor(self.done)}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
@@ -93,7 +106,7 @@ class Learner:
             _load_optimizer(self.optimizer, _under(state, "optimizer."))
             if self._average is not None:
                 self._average.load(_under(state, "average."))
-            self.done = int(state["done"])
+            self.done, self._best = int(state["done"]), _under(state, "best.")
         except (KeyError, RuntimeError, ValueError) as error:
             raise CheckpointError(f"the saved state does not fit this training ({error}); train from the start") from error
 

@@ -18,7 +18,7 @@ from thresher.train.parallel.parts import Parts
 from thresher.train.protocol import Stream
 
 STATE = "training.safetensors"
-VERSION = "3"
+VERSION = "4"
 
 
 @dataclass
@@ -31,10 +31,11 @@ class Progress:
     n_stale: int = 0
     """Evaluations since the best one."""
 
-    def note(self, r2: float, min_gain: float) -> None:
-        """Take an evaluation into account; better is what adds more than `min_gain`."""
+    def note(self, r2: float, min_gain: float) -> bool:
+        """Take an evaluation into account; whether it is better, that is, adds more than `min_gain` to the best."""
         is_better = self.best_r2 is None or r2 > self.best_r2 + min_gain
         self.best_r2, self.n_stale = (r2, 0) if is_better else (self.best_r2, self.n_stale + 1)
+        return is_better
 
 
 class Running(NamedTuple):

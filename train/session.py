@@ -100,17 +100,20 @@ class Session:
         if step.number % config.evaluate_every == 0 and not is_last:
             self._refuse_nonfinite()
             r2 = float(self._evaluate(self._sample)["r2"])
-            self._progress.note(r2, config.min_gain)
+            if self._progress.note(r2, config.min_gain) and config.patience is not None:
+                self._learner.remember()
         if step.number % config.checkpoint_every == 0 or is_last or must_save:
             self._refuse_nonfinite()
             self._save()
 
     def conclude(self) -> None:
-        """Evaluate on all held-out rows and save the finished checkpoint."""
+        """Evaluate on all held-out rows and save the finished checkpoint: of an early end what evaluations found best."""
         self._refuse_nonfinite()
-        config, done = self._config, self._learner.done
-        if done < self._learner.n_iterations:
-            log(f"train: {config.out} stopped after {done} iterations: {config.patience} evaluations brought no better R2")
+        config, learner, done = self._config, self._learner, self._learner.done
+        if done < learner.n_iterations:
+            learner.recall()
+            because = f"{config.patience} evaluations brought no better R2 than that of iteration {learner.done}, which is kept"
+            log(f"train: {config.out} stopped after {done} iterations: {because}")
         found = self._evaluate(self._prepared.read_all_held_out())
         self._progress.evaluation = found | self._evaluate_by_k() | describe_norms(self._learner.usable(), config.hook_points)
         self._save_sae(is_finished=True)

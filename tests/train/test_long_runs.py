@@ -118,13 +118,17 @@ def test_older_states_are_kept_and_a_run_goes_back_to_one_and_on_again(make_stor
     assert lines == sorted(lines)
 
 
-def test_a_run_ends_when_evaluations_become_no_better(make_store, tmp_path) -> None:
-    config = configure(make_store(), tmp_path / "sae", evaluate_every=5, patience=2, min_gain=2.0)
+def test_a_run_ends_when_evaluations_become_no_better_and_keeps_the_best(make_store, tmp_path) -> None:
+    averaged = OptimizerConfig(ema=0.9)
+    early = {"evaluate_every": 5, "checkpoint_every": 5, "keep": 9, "patience": 2, "min_gain": 2.0, "optimizer": averaged}
+    config = configure(make_store(), tmp_path / "sae", **early)
     run(config)
     trained = load_sae(config.out)
     assert trained.is_finished
-    # The first evaluation is the best, because no other adds 2 to an R2.
-    assert trained.iteration == 15
+    # The first evaluation is the best, because no other adds 2 to an R2; it has cost 15 iterations.
+    assert trained.iteration == 5
+    assert contents(config.out)[0] == contents(config.out / "states" / "00000005")[0]
+    assert '"iteration": 15' in (config.out / "train_log.jsonl").read_text()
     with pytest.raises(CheckpointError, match="evaluate_every is 5 there, 6 here"):
         run(dataclasses.replace(config, evaluate_every=6))
 
