@@ -20,7 +20,7 @@ from thresher.harvest.adapters import Adapter
 from thresher.harvest.adapters.base import Inputs
 from thresher.harvest.decoding import Decoded, Decoder, Transform, decode_images
 from thresher.harvest.passes import plan_passes, plan_passes_by_length
-from thresher.harvest.rows import Means, RowIndex, Subset, draw_subset, select_items, select_means, select_tokens
+from thresher.harvest.rows import Means, RowIndex, Subset, draw_subset, locate, select_items, select_means, select_tokens
 from thresher.harvest.settings import HarvestConfig
 
 
@@ -32,6 +32,8 @@ class Chunk(NamedTuple):
     """For each item of the inputs, its index within the batch's items of this modality."""
     tokens: RowIndex
     """Rows of hook points with one row per token."""
+    places: RowIndex
+    """Where those are in the activations: the same, unless the inputs are packed."""
     means: Means
     """Rows of such hook points when tokens are averaged."""
     items: RowIndex
@@ -39,7 +41,9 @@ class Chunk(NamedTuple):
 
     def pin(self) -> "Chunk":
         """The same chunk in page-locked memory, from where a copy to the GPU is asynchronous."""
-        return Chunk(self.inputs.pin(), self.item, self.tokens.pin(), self.means.pin(), self.items.pin())
+        places = self.places.pin()
+        tokens = places if self.places is self.tokens else self.tokens
+        return Chunk(self.inputs.pin(), self.item, tokens, places, self.means.pin(), self.items.pin())
 
 
 class Prepared(NamedTuple):
@@ -170,23 +174,49 @@ class Preparer:
 
     def _prepare_texts(self, items: list[Item], decoded: "_Pictures", owners: Sequence[int]) -> Iterator[Chunk]:
         readable = [place for place, item in enumerate(items) if item.status == "ok"]
-        plan = plan_passes_by_length if self._settings.text_passes == "length" else plan_passes
-        for group in plan([items[place].text or "" for place in readable], self._settings.batch_size):
+        for group, inputs in self._plan_texts([items[place].text or "" for place in readable], decoded, owners, readable):
             places = [readable[number] for number in group]
-            texts = [items[place].text or "" for place in places]
-            if self._adapter.reads_pairs:
-                inputs = self._adapter.prepare_pairs([decoded.images.get(owners[place]) for place in places], texts)
-            else:
-                inputs = self._adapter.prepare_texts(texts)
             for number, place in enumerate(places):
                 items[place] = _judge(items[place], inputs, number)
             yield self._chunk(inputs, items, places, self._settings.text_rows)
+
+    def _plan_texts(
+        self, texts: Sequence[str], decoded: "_Pictures", owners: Sequence[int], places: Sequence[int]
+    ) -> Iterator[tuple[Sequence[int], Inputs]]:
+        """The forward passes of texts: the numbers of those that share one, and its inputs."""
+        rest: Sequence[int] = range(len(texts))
+        if self._settings.text_passes == "packed":
+            packed, rest, inputs = self._pack(texts)
+            if inputs is not None:
+                yield packed, inputs
+        plan = plan_passes if self._settings.text_passes == "source" else plan_passes_by_length
+        for group in plan([texts[number] for number in rest], self._settings.batch_size):
+            numbers = [rest[number] for number in group]
+            chosen = [texts[number] for number in numbers]
+            if self._adapter.reads_pairs:
+                images = [decoded.images.get(owners[places[number]]) for number in numbers]
+                yield numbers, self._adapter.prepare_pairs(images, chosen)
+            else:
+                yield numbers, self._adapter.prepare_texts(chosen)
+
+    def _pack(self, texts: Sequence[str]) -> tuple[list[int], list[int], Inputs | None]:
+        """The texts that share sequences, those that are too long for it, and the inputs of the former if there are any."""
+        if not texts:
+            return [], [], None
+        length = self._settings.packed_length
+        inputs = self._adapter.prepare_texts(texts)
+        is_long = (inputs.layout.valid.sum(dim=1) > length).tolist()
+        short, long = ([number for number in range(len(texts)) if is_long[number] == wanted] for wanted in (False, True))
+        if long and short:
+            inputs = self._adapter.prepare_texts([texts[number] for number in short])
+        return short, long, self._adapter.pack_texts(inputs, length) if short else None
 
     def _chunk(self, inputs: Inputs, items: Sequence[Item], places: Sequence[int], policy: Any) -> Chunk:
         tokens = select_tokens(inputs.layout, policy)
         if self._subset is not None:
             tokens = draw_subset(tokens, [items[place].key for place in places], self._subset)
-        chunk = Chunk(inputs, torch.tensor(places), tokens, select_means(tokens), select_items(inputs.layout))
+        where, means = locate(tokens, inputs.packing), select_means(tokens)
+        chunk = Chunk(inputs, torch.tensor(places), tokens, where, means, select_items(inputs.layout))
         return chunk.pin() if self._adapter.device.type == "cuda" else chunk
 
 

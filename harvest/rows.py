@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from thresher.errors import ModelError
-from thresher.harvest.adapters.base import HookPoint, Layout, Level, TokenKind
+from thresher.harvest.adapters.base import HookPoint, Layout, Level, Packing, TokenKind
 
 ImageRows = Literal["all", "attended", "cls", "registers", "patches"]
 TextRows = Literal["all", "attended", "last", "eot", "content", "text", "image"]
@@ -125,6 +125,17 @@ def _rank_in_item(item: npt.NDArray[np.int64], score: npt.NDArray[np.uint64]) ->
     rank = np.empty(len(item), np.int64)
     rank[order] = np.arange(len(item)) - first
     return rank
+
+
+def locate(rows: RowIndex, packing: Packing | None) -> RowIndex:
+    """Where token rows are in the activations of a forward pass: sequence and place if it is packed, else item and position."""
+    if packing is None:
+        return rows
+    sequence, place = packing.sequence[rows.item], packing.start[rows.item] + rows.position
+    n_sequences, n_places = packing.shape
+    is_full = len(place) == n_sequences * n_places
+    flat = sequence * n_places + place
+    return RowIndex(sequence, place, is_everything=is_full and torch.equal(flat, torch.arange(len(flat))))
 
 
 def select_items(layout: Layout) -> RowIndex:

@@ -47,9 +47,13 @@ class HarvestConfig:
     values may differ in the last bits from those of the model as it is."""
     batch_size: int = 64
     """Records per forward pass; texts go in passes of at most so many."""
-    text_passes: Literal["source", "length"] = "source"
+    text_passes: Literal["source", "length", "packed"] = "source"
     """Which texts of a batch share a forward pass: neighbours, or those of about the same length, which saves padding where a
-    model pads to the longest. The order of rows in the store is the same."""
+    model pads to the longest; or all, `packed` several to a sequence, none seeing another, which saves more (language models of
+    kind hf-causal-lm). Rows and their order in the store are the same."""
+    packed_length: int = 512
+    """Tokens of a packed sequence. Texts that are longer go by length. It fills up when a batch (`batch_size`) has many times
+    as many tokens."""
     limit: int | None = None
     """Take only so many records."""
     order: Literal["source", "shuffled"] = "source"
@@ -82,6 +86,7 @@ class HarvestConfig:
             ("limit", 1),
             ("items_per_shard", 1),
             ("positions_per_item", 1),
+            ("packed_length", 2),
         ):
             value = getattr(self, name)
             if value is not None and value < low:

@@ -71,5 +71,5 @@ class Transfers:
         return reached
 
     def _send(self, chunk: Chunk) -> Sent:
-        rows: dict[Level, RowIndex] = {"tokens": chunk.tokens.send(self._device), "items": chunk.items.send(self._device)}
+        rows: dict[Level, RowIndex] = {"tokens": chunk.places.send(self._device), "items": chunk.items.send(self._device)}
         return Sent(chunk.inputs.send(self._device), rows, chunk.means.lengths.to(self._device, non_blocking=True))

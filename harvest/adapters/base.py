@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -71,6 +71,18 @@ class Layout(NamedTuple):
         return (self.kind == TokenKind.SPECIAL) | (self.kind == TokenKind.CLS) | (self.kind == TokenKind.REGISTER)
 
 
+class Packing(NamedTuple):
+    """Where items stand in a forward pass whose sequences hold several of them; on the CPU.
+
+    Position p of item i is at place `start[i] + p` of sequence `sequence[i]`; no two positions share a place.
+    """
+
+    sequence: Int[Tensor, " item"]
+    start: Int[Tensor, " item"]
+    shape: tuple[int, int]
+    """Sequences of the pass and places of each; what no item fills is padding."""
+
+
 @dataclass(frozen=True, slots=True)
 class Inputs:
     """A batch of items of one modality in the form its tower takes."""
@@ -79,14 +91,24 @@ class Inputs:
     tensors: Mapping[str, Tensor]
     """Arguments of the tower by name."""
     layout: Layout
+    packing: Packing | None = None
+    """Where the positions of the layout are in the forward pass; None where each item has a sequence of its own."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """The first two axes of activations with one per token: items and positions, or sequences and places if packed."""
+        if self.packing is not None:
+            return self.packing.shape
+        n_items, n_positions = self.layout.valid.shape
+        return n_items, n_positions
 
     def send(self, device: torch.device) -> "Inputs":
         """The same inputs on a device; the copy to a GPU does not wait when the tensors are pinned."""
-        return Inputs(self.modality, {k: v.to(device, non_blocking=True) for k, v in self.tensors.items()}, self.layout)
+        return replace(self, tensors={name: value.to(device, non_blocking=True) for name, value in self.tensors.items()})
 
     def pin(self) -> "Inputs":
         """The same inputs in page-locked memory, from where a copy to the GPU is asynchronous."""
-        return Inputs(self.modality, {name: tensor.pin_memory() for name, tensor in self.tensors.items()}, self.layout)
+        return replace(self, tensors={name: value.pin_memory() for name, value in self.tensors.items()})
 
 
 ImageTransform = Callable[[Sequence[Image.Image]], Inputs]
@@ -141,6 +163,18 @@ class Adapter(Protocol):
         """Texts through the model's own tokenizer, padded on the right; safe to call from several threads."""
         ...
 
+    def check_packing(self, length: int) -> None:
+        """Raises ModelError unless texts that are packed into sequences of `length` get the activations that they get alone,
+        to rounding."""
+        ...
+
+    def pack_texts(self, inputs: Inputs, length: int) -> Inputs:
+        """What `prepare_texts` gave, for a forward pass with several texts to a sequence of at most `length` places.
+
+        No text may be longer. Safe to call from several threads.
+        """
+        ...
+
     @property
     def reads_pairs(self) -> bool:
         """Whether its texts stand in one sequence with an image, so that they are prepared by `prepare_pairs`."""
@@ -155,7 +189,8 @@ class Adapter(Protocol):
         ...
 
     def capture(self, inputs: Inputs, hook_points: Sequence[HookPoint]) -> dict[str, Float[Tensor, "item *_ _"]]:
-        """Activations by name from one forward pass, detached, on the device, in the model's precision.
+        """Activations by name from one forward pass, detached, on the device, in the model's precision: [item, position, d]
+        or [item, d]; those of packed inputs are [sequence, place, d].
 
         The pass ends as soon as all of them have been seen. Leaves no hook behind, also on an error.
         """

@@ -21,6 +21,7 @@ from thresher.harvest.adapters.hub_models import (
     place_model,
 )
 from thresher.harvest.adapters.layouts import find_last, label_texts
+from thresher.harvest.adapters.packing import check_packing, pack
 from thresher.harvest.adapters.tokens import TextEncoder
 
 
@@ -46,7 +47,10 @@ class HFCausalLM(HookedModel):
 
     def __init__(self, settings: HFCausalLMModel, device: torch.device) -> None:
         model, (tokenizer,) = load_model(settings, "AutoModelForCausalLM"), load_parts(settings, "AutoTokenizer")
-        self._encode = TextEncoder(tokenizer, find_context(settings, model, tokenizer), pad="longest")
+        self._context = find_context(settings, model, tokenizer)
+        self._encode = TextEncoder(tokenizer, self._context, pad="longest")
+        # Flash attention keeps texts apart in a batch of one sequence only.
+        self._is_flat = "flash" in str(getattr(model.config, "_attn_implementation", ""))
         self.identity = identify(settings.kind, settings, model, text=self._encode.identity)
         model, device = place_model(settings, model, device)
         super().__init__(model, {"text": build_decoder(model, lambda: self.prepare_texts(["a b"]))}, device)
@@ -57,6 +61,14 @@ class HFCausalLM(HookedModel):
         summary = find_last(found.valid)
         layout = label_texts(found, summary, ~found.valid)
         return Inputs("text", {"input_ids": found.ids, "attention_mask": found.valid.to(torch.int64)}, layout)
+
+    def check_packing(self, length: int) -> None:
+        """Raises ModelError unless texts keep their activations in shared sequences of `length` places; found by trying."""
+        check_packing(self, length, self._context, is_flat=self._is_flat)
+
+    def pack_texts(self, inputs: Inputs, length: int) -> Inputs:
+        """Texts of `prepare_texts`, several to a sequence, with their positions."""
+        return pack(inputs, length, is_flat=self._is_flat)
 
     def next_token_loss(self, texts: Sequence[str]) -> TokenLoss:
         """Loss of predicting each token of `texts` from those before it; the first token and padding are not predicted.

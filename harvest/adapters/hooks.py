@@ -67,6 +67,15 @@ class HookedModel:
         """Raises ModelError: a family that reads images and texts in one sequence has its own."""
         raise ModelError("this model does not read an image and a text together; prepare them apart")
 
+    def check_packing(self, length: int) -> None:
+        """Raises ModelError: a family whose texts can share a sequence has its own."""
+        raise ModelError("text_passes=packed: is for decoder language models (model.kind=hf-causal-lm); use length")
+
+    def pack_texts(self, inputs: Inputs, length: int) -> Inputs:
+        """Raises ModelError, as `check_packing` does."""
+        self.check_packing(length)
+        return inputs
+
     def resolve(self, patterns: Sequence[str], modalities: Sequence[Modality]) -> tuple[HookPoint, ...]:
         """The hook points that names and globs stand for; see `Adapter.resolve`."""
         towers: dict[Modality, Tower] = {known: tower for known, tower in self._towers.items() if known in modalities}
@@ -189,7 +198,7 @@ class HookedModel:
             if not seen[name]:
                 continue
             activation, version = _only(name, seen[name])
-            if activation.ndim not in (2, 3) or len(activation) != len(blank.layout.valid):
+            if activation.ndim not in (2, 3) or len(activation) != blank.shape[0]:
                 raise ModelError(
                     f"hook point {name}: gives {list(activation.shape)}; expected [item, d] or [item, position, d]: "
                     "name another module"
@@ -236,7 +245,7 @@ def _read(name: str, tap: Tap, payload: Any, inputs: Inputs) -> Tensor:
 
 def _fold(activation: Tensor, inputs: Inputs) -> Tensor:
     """[item, position, d] of what a module sees as [item * position, d]; anything else as it is."""
-    n_items, n_positions = inputs.layout.valid.shape
+    n_items, n_positions = inputs.shape
     if activation.ndim == 2 and n_positions > 1 and len(activation) == n_items * n_positions:
         return activation.view(n_items, n_positions, -1)
     return activation
@@ -247,7 +256,7 @@ def _is_activation(name: str, seen: Sequence[Any], inputs: Inputs) -> bool:
         return False
     activation = _fold(seen[0], inputs)
     n_axes = (2, 3) if name.endswith((".pooled", ".embed")) else (3,)
-    return activation.ndim in n_axes and len(activation) == len(inputs.layout.valid)
+    return activation.ndim in n_axes and len(activation) == inputs.shape[0]
 
 
 def _only(name: str, seen: Sequence[T]) -> T:
@@ -259,7 +268,7 @@ def _only(name: str, seen: Sequence[T]) -> T:
 
 
 def _check_shape(point: HookPoint, activation: Tensor, inputs: Inputs) -> Tensor:
-    n_items, n_positions = inputs.layout.valid.shape
+    n_items, n_positions = inputs.shape
     expected = (n_items, n_positions, point.width) if point.level == "tokens" else (n_items, point.width)
     if activation.shape == expected:
         return activation
