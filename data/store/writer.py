@@ -159,7 +159,8 @@ class StoreWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        if error is not None and self._error is None:
+        # What was handed over before a mistake is stored; who is asked to stop does not wait for it.
+        if error is not None and not isinstance(error, Exception) and self._error is None:
             self._error = error
         self._stop()
         if self._sink is not None and not self.is_complete:

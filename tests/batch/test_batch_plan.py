@@ -103,6 +103,7 @@ def test_runs_of_one_name_are_refused(tmp_path: Path) -> None:
 
 def test_the_plan_of_the_manual_does_what_the_manual_says(tmp_path: Path) -> None:
     manual = (Path(__file__).resolve().parents[2] / "docs/scale.md").read_text()
-    (tmp_path / "plan.yaml").write_text(re.findall(r"^```yaml\n(.*?)^```", manual, flags=re.MULTILINE | re.DOTALL)[0])
+    blocks = re.findall(r"^```yaml\n(.*?)^```", manual, flags=re.MULTILINE | re.DOTALL)
+    (tmp_path / "plan.yaml").write_text(next(block for block in blocks if block.startswith("# plan.yaml")))
     plan = load_plan(tmp_path / "plan.yaml")
     assert (len(plan.runs), stages(plan)) == (4, ["analyze"] * 4 + ["harvest"] * 2 + ["train"] * 8)
