@@ -20,7 +20,8 @@ from thresher.train.checkpoint import load_sae
 
 
 def configure(store: Path, saes: dict[str, Path], out: Path, **fields: Any) -> AnalyzeConfig:
-    return validate(AnalyzeConfig, {"store": store, "saes": saes, "out": out, "n_bootstrap": 20} | fields, "test")
+    values = {"store": store, "saes": saes, "out": out, "n_bootstrap": 20, "functional": {"images": 0}}
+    return validate(AnalyzeConfig, values | fields, "test")
 
 
 def find_estimates(value: Any):
@@ -64,7 +65,7 @@ def test_every_number_has_its_n_and_unit_and_lies_in_its_interval(scenes_report:
 
 
 def test_chunks_change_no_number(scenes_store: Path, scenes_saes: dict[str, Path], scenes_report: Path, tmp_path: Path) -> None:
-    run(configure(scenes_store, scenes_saes, tmp_path, n_bootstrap=40, chunk_rows=37))
+    run(configure(scenes_store, scenes_saes, tmp_path, n_bootstrap=40, chunk_rows=37, functional={}))
     whole, parts = (list(find_estimates(load_results(folder))) for folder in (scenes_report.parent, tmp_path))
     assert len(whole) == len(parts)
     for one, other in zip(whole, parts, strict=True):

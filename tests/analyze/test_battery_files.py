@@ -23,7 +23,7 @@ SAES = ("topk", "mp")
 
 def configure(store: Path, saes: dict[str, Path], out: Path, **fields: Any) -> AnalyzeConfig:
     battery = {"calibration_pairs": 0, "n_derangements": 1} | fields.pop("battery", {})
-    values = {"store": store, "saes": saes, "out": out, "n_bootstrap": 20, "battery": battery}
+    values = {"store": store, "saes": saes, "out": out, "n_bootstrap": 20, "battery": battery, "functional": {"images": 0}}
     return validate(AnalyzeConfig, values | fields, "test")
 
 
