@@ -1,6 +1,6 @@
 """A training step by one process, by processes with shares of the rows, and by processes with parts of the dictionary.
 
-    python benchmarks/parallel.py [d_in,d_sae,k,batch] [--processes 2] [--rounds 5]
+    python benchmarks/parallel.py [d_in,d_sae,k,batch] [--processes 2] [--rounds 5] [--kinds mp topk]
 
 All processes run on this machine, with one thread each, and talk over gloo. Prints the median wall and CPU time of a step in
 the first process, the megabytes of parameters and of Adam's averages that a process has, and those that it sends by the
@@ -33,6 +33,7 @@ def main() -> None:
     parser.add_argument("shape", nargs="?", default="256,4096,16,1024", help="d_in,d_sae,k,batch of all processes together")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--kinds", nargs="*", default=["mp", "topk"])
     parser.add_argument("--child", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     torch.set_num_threads(1)
@@ -42,7 +43,7 @@ def main() -> None:
     print(describe_machine())
     print(f"d_in,d_sae,k,batch = {asked.shape}, {asked.processes} processes on {os.cpu_count()} cores\n")
     print("| architecture | form | wall ms | CPU ms | state MB | sent MB |\n|---|---|---|---|---|---|")
-    for kind in ("mp", "topk"):
+    for kind in asked.kinds:
         for form, n, n_shards in (("alone", 1, 1), ("rows", asked.processes, 1), ("atoms", asked.processes, asked.processes)):
             found = launch({"kind": kind, "shape": asked.shape, "shards": n_shards, "rounds": asked.rounds}, n)
             numbers = " | ".join(f"{found[name]:.3g}" for name in ("wall", "cpu", "state", "sent"))

@@ -1,5 +1,6 @@
 """Laws of the command line: what a user types, reads and gets back."""
 
+import contextlib
 import io
 import json
 import os
@@ -294,8 +295,9 @@ def start(*arguments: str, cwd: Path, stderr: int = subprocess.PIPE) -> "subproc
 def interrupt(process: "subprocess.Popen[str]", number: int, marker: Path) -> tuple[str, str]:
     """Send a signal as soon as `marker` is there; what the process wrote."""
     while not marker.exists():
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(0.005)
         assert process.poll() is None, process.communicate()
-        os.sched_yield()
     process.send_signal(number)
     return process.communicate()
 

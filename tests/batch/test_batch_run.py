@@ -52,10 +52,11 @@ def write(folder: Path, **plan: Any) -> Path:
 
 def kill_first(log: Path, started: Path) -> threading.Thread:
     """Kill the process of a unit once, as soon as `started` exists."""
+    waited = threading.Event()
 
     def work() -> None:
         while not started.exists():
-            os.sched_yield()
+            waited.wait(0.005)
         for process in Path("/proc").glob("[0-9]*"):
             try:
                 command = (process / "cmdline").read_text()

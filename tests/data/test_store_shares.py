@@ -76,7 +76,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @given(n_ranks=st.integers(1, 5), n_batches=st.integers(1, 9), items_per_shard=st.sampled_from([1, 4, 7, 12, 100]))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=6, deadline=None)
 def test_the_number_of_writers_decides_nothing(
     alone: Any, tmp_path_factory: pytest.TempPathFactory, n_ranks: int, n_batches: int, items_per_shard: int
 ) -> None:
@@ -86,7 +86,7 @@ def test_the_number_of_writers_decides_nothing(
 
 
 @given(data=st.data(), n_ranks=st.integers(2, 4), n_then=st.integers(1, 4))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=6, deadline=None)
 def test_what_some_writers_left_any_number_of_others_finishes(
     alone: Any, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, n_ranks: int, n_then: int
 ) -> None:
