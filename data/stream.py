@@ -1,5 +1,6 @@
 """Shuffled batches of activations for training, and the held-out rows beside them."""
 
+import math
 import queue
 import threading
 from collections.abc import Generator, Mapping, Sequence
@@ -60,9 +61,9 @@ class StreamConfig:
             raise ConfigError(f"holdout={self.holdout}: give a fraction from 0 to below 1")
         if self.pool_rows < 1:
             raise ConfigError(f"pool_rows={self.pool_rows}: give at least 1; a million shuffles well")
-        if not all(weight > 0 for weight in (*self.weights.values(), *(self.store_weights or ()))):
+        if not all(0 < weight < math.inf for weight in (*self.weights.values(), *(self.store_weights or ()))):
             found = f"weights={self.weights}, store_weights={self.store_weights}"
-            raise ConfigError(f"{found}: weights are positive; leave out what is not to be trained on")
+            raise ConfigError(f"{found}: weights are positive and finite; leave out what is not to be trained on")
 
 
 class StreamBatch(NamedTuple):

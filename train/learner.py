@@ -81,13 +81,13 @@ class Learner:
     def remember(self) -> None:
         """Keep a copy of what `usable` gives now, in the place of an earlier one; it is part of the state."""
         tensors = {name: value.detach().clone() for name, value in cast(nn.Module, self.usable()).state_dict().items()}
-        self._best = {f"sae.{name}": value for name, value in tensors.items()} | {"done": torch.tensor(self.done)}
+        self._best = tensors | {"done": torch.tensor(self.done)}
 
     def recall(self) -> None:
         """Let the module and `done` be what was remembered, if anything was. No step can be taken after it."""
         if self._best:
-            cast(nn.Module, self.sae).load_state_dict(_under(self._best, "sae."))
             self.done, self._average = int(self._best["done"]), None
+            cast(nn.Module, self.sae).load_state_dict({name: value for name, value in self._best.items() if name != "done"})
 
     def state_dict(self) -> dict[str, Tensor]:
         """All that training changes, as tensors by name. Not copied: they change with the next step."""

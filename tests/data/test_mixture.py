@@ -193,5 +193,5 @@ def test_what_cannot_be_mixed_is_refused_and_named(paths, both, tmp_path) -> Non
         open_stream(both, TEXT, weights={"vision.9": 1.0})
     with pytest.raises(ConfigError, match="give one for each of 2 stores"):
         open_stream(both, TEXT, store_weights=[1.0])
-    with pytest.raises(ConfigError, match="weights are positive"):
+    with pytest.raises(ConfigError, match="weights are positive and finite"):
         open_stream(both, TEXT, weights={TEXT: 0.0})

@@ -78,8 +78,10 @@ def configure(store: Path, out: Path, **fields) -> TrainConfig:
         "stream": StreamConfig(batch_size=48, holdout=0.2),
         "rows": 48 * 20,
         "log_every": 7,
-        "evaluate_every": 9,
+        "evaluate_every": 4,
         "checkpoint_every": 8,
+        # So that the state has a copy of the best dictionary.
+        "patience": 9,
         "device": "cpu",
     } | fields
     return TrainConfig(store=store, hook_points=("vision.embed", "text.embed"), out=out, **settings)
