@@ -12,6 +12,7 @@ from thresher.config import config
 from thresher.errors import ConfigError
 from thresher.train.arch.batch import WholeBatch
 from thresher.train.arch.hull import Hull, HullConfig
+from thresher.train.decoder import Decoder
 from thresher.train.kernels import Codes, sparse_decode, sparse_encode
 from thresher.train.protocol import Stats
 
@@ -40,7 +41,7 @@ class Dictionary:
             raise ConfigError(f"dead_after={self.dead_after}: count at least one row")
 
 
-class Coder(nn.Module):
+class Coder(Decoder):
     """A unit-norm dictionary, a decoder with bias, and a count of how long each atom has been idle."""
 
     idle: Tensor
@@ -56,28 +57,6 @@ class Coder(nn.Module):
         """Who has the rows of the batches that `loss` sees."""
         self.register_buffer("idle", torch.zeros(settings.d_sae, dtype=torch.int64))
         self.hull = None if settings.hull is None else Hull(settings.hull, d_in, settings.d_sae)
-
-    @property
-    def dictionary(self) -> nn.Parameter:
-        """The atoms. A property, because from Python 3.12 on a protocol sees only what a class or an instance's dict has."""
-        parameter = self._parameters.get("dictionary")
-        if parameter is None:
-            raise AttributeError("dictionary")
-        return parameter
-
-    @property
-    def d_in(self) -> int:
-        """Width of an activation."""
-        return self.dictionary.shape[1]
-
-    @property
-    def d_sae(self) -> int:
-        """Number of atoms."""
-        return self.dictionary.shape[0]
-
-    def decode(self, codes: Codes) -> Float[Tensor, "row d_in"]:
-        """Sum of the atoms weighted by their values, plus the bias."""
-        return sparse_decode(codes, self.dictionary) + self.bias
 
     @torch.no_grad()
     def constrain(self) -> None:

@@ -10,7 +10,8 @@ from torch.nn import functional
 
 from thresher.config import config
 from thresher.errors import ConfigError
-from thresher.train.kernels import Codes, count_active, mark_fired, sparse_decode
+from thresher.train.decoder import Decoder
+from thresher.train.kernels import Codes, count_active, mark_fired
 from thresher.train.protocol import SAE, Stats
 
 Fields = TypeVar("Fields", bound="ClassicalFields")
@@ -68,7 +69,7 @@ class FittedSAE(SAE, Protocol):
         ...
 
 
-class FittedCoder(nn.Module):
+class FittedCoder(Decoder):
     """A unit-norm dictionary and a decoder with bias. Nothing in it wants a gradient."""
 
     def __init__(self, d_in: int, settings: ClassicalFields, generator: torch.Generator) -> None:
@@ -79,31 +80,9 @@ class FittedCoder(nn.Module):
         self.bias = nn.Parameter(torch.zeros(d_in), requires_grad=False)
         self.fit_rows = settings.fit_rows
 
-    @property
-    def dictionary(self) -> nn.Parameter:
-        """The atoms. A property, because from Python 3.12 on a protocol sees only what a class or an instance's dict has."""
-        parameter = self._parameters.get("dictionary")
-        if parameter is None:
-            raise AttributeError("dictionary")
-        return parameter
-
-    @property
-    def d_in(self) -> int:
-        """Width of an activation."""
-        return self.dictionary.shape[1]
-
-    @property
-    def d_sae(self) -> int:
-        """Number of atoms."""
-        return self.dictionary.shape[0]
-
     def encode(self, x: Float[Tensor, "row d_in"], k: int | None = None) -> Codes:
         """The code of each row, at most `k` atoms."""
         raise NotImplementedError
-
-    def decode(self, codes: Codes) -> Float[Tensor, "row d_in"]:
-        """Sum of the atoms weighted by their values, plus the bias."""
-        return sparse_decode(codes, self.dictionary) + self.bias
 
     @torch.no_grad()
     def loss(self, x: Float[Tensor, "row d_in"]) -> tuple[Float[Tensor, ""], Stats]:
