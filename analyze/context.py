@@ -14,6 +14,7 @@ from thresher.analyze.gallery import Card
 from thresher.analyze.inputs import Inputs
 from thresher.analyze.metrics.resample import Resample
 from thresher.analyze.panels import Panel
+from thresher.analyze.survey.found import Surveyed
 
 
 class Context(NamedTuple):
@@ -43,5 +44,7 @@ class Outcome(NamedTuple):
     concepts: list[dict[str, Any]]
     finding: Finding | None = None
     """What the battery says; None without pairs."""
+    surveyed: Surveyed | None = None
+    """Measures beside the verdicts."""
     functional: Mapping[str, Any] | None = None
     """What functional tests say; None without pairs or when none is asked for."""

@@ -211,9 +211,9 @@ def save_chart(chart: Chart, folder: Path, name: str) -> str:
         figure.draw_without_rendering()
         # The layout is settled: three formats need not compute it three times.
         figure.set_layout_engine("none")
-        write_atomic(folder / f"{name}.png", [_render(figure, "png", {"Software": None}, dpi=DOTS_PER_INCH)])
-        write_atomic(folder / f"{name}.pdf", [_render(figure, "pdf", {"CreationDate": None, "Producer": None})])
-        svg = _render(figure, "svg", {"Date": None, "Creator": None}, transparent=True).decode()
+        write_atomic(folder / f"{name}.png", [render(figure, "png", {"Software": None}, dpi=DOTS_PER_INCH)])
+        write_atomic(folder / f"{name}.pdf", [render(figure, "pdf", {"CreationDate": None, "Producer": None})])
+        svg = render(figure, "svg", {"Date": None, "Creator": None}, transparent=True).decode()
     write_rows(folder / f"{name}.csv", chart.rows)
     svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
     for colour, variable in PAGE_COLOURS.items():
@@ -221,7 +221,8 @@ def save_chart(chart: Chart, folder: Path, name: str) -> str:
     return svg
 
 
-def _render(figure: Figure, form: str, metadata: dict[str, Any], **options: Any) -> bytes:
+def render(figure: Figure, form: str, metadata: dict[str, Any], **options: Any) -> bytes:
+    """The figure as a file of this form."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format=form, metadata=metadata, **options)
     return buffer.getvalue()

@@ -12,11 +12,14 @@ from thresher.analyze.battery.study import MODALITIES, write_finding
 from thresher.analyze.context import Context, Outcome
 from thresher.analyze.functional.run import write_tests
 from thresher.analyze.plates import draw_figures
+from thresher.analyze.plots.draw import draw_run
 from thresher.analyze.report import Page, write_report
 from thresher.analyze.results import plain
 from thresher.analyze.site.build import Facts, describe_dictionary
 from thresher.analyze.site.build import build as build_site
 from thresher.analyze.site.items import Catalogue
+from thresher.analyze.survey.space import survey_space
+from thresher.analyze.survey.survey import SPACE, write_survey
 from thresher.analyze.tables import write_rows
 from thresher.analyze.warn import Caution
 from thresher.config import to_dict
@@ -87,12 +90,18 @@ def write(
         if outcome.finding is not None:
             made_from = {"store": origin["store"], "sae": origin[f"saes.{name}"]} | dict(results["held_out"])
             write_finding(out / name, outcome.finding, made_from)
+        if outcome.surveyed is not None:
+            write_survey(out / name, outcome.surveyed)
         if outcome.functional is not None:
             write_tests(out / name, outcome.functional)
+    space = survey_space(context.inputs.store, context.panels, context.config.seed)
+    if space is not None:
+        write_atomic(out / SPACE, [canonical_json(space)])
     if concepts:
         write_rows(out / "concepts.csv", concepts)
     histograms = {name: outcome.modality.histograms for name, outcome in outcomes.items() if outcome.modality is not None}
     figures = draw_figures(out / "figures", results, histograms, concepts)
+    draw_run(out, context.config.figures)
     cards = {name: outcome.cards for name, outcome in outcomes.items() if outcome.cards}
     site = _write_site(context, results, outcomes, warnings)
     write_report(out / REPORT, Page(results, figures, cards, concepts, site))

@@ -41,6 +41,7 @@ from thresher.analyze.results import (
     tabulate_features,
 )
 from thresher.analyze.site.layout import require_umap
+from thresher.analyze.survey.survey import survey
 from thresher.analyze.truth import Evidence, Rule, TruthScore, find_scorable, score_truth
 from thresher.analyze.warn import find_warnings
 from thresher.config import to_dict
@@ -64,9 +65,9 @@ def run(config: AnalyzeConfig) -> Path:
     if is_made_from(config.out, config, origin) and (config.out / REPORT).exists():
         log(f"analyze: {config.out} is complete; delete the folder to analyze again")
         return config.out / REPORT
-    words = read_words_of(config, inputs)
     if config.site.layout == "umap":
         require_umap()
+    words = read_words_of(config, inputs)
     _start(config.out)
     panels = open_panels(inputs.store, list(inputs.hook_points.values()), inputs.holdout, inputs.seed, config.limit)
     resample = Resample(config.n_bootstrap, config.seed)
@@ -157,14 +158,16 @@ def _analyze(context: Context, name: str, trained: TrainedSAE, advance: Any) -> 
         "dense": count_dense(measured),
     }
     if len(measured) < 2:
-        return Outcome(metrics, None, None, [], [])
+        return Outcome(metrics, None, None, [], [], surveyed=survey(context, trained, measured, None))
     dictionary = trained.sae.dictionary.detach().double().cpu().numpy()
     result = evaluate_modality(
         measured["image"].activity, measured["text"].activity, context.resample, dictionary, config.thresholds
     )
     metrics["modality"] = describe_modality(result)
     metrics["modality"]["rare"] = count_rare(result.n_fires.sum(axis=0), config.thresholds.rare_below)
-    return _score(context, name, metrics, result, measured)
+    outcome = _score(context, name, metrics, result, measured)
+    judged = None if outcome.finding is None else outcome.finding.judged
+    return outcome._replace(surveyed=survey(context, trained, measured, judged))
 
 
 def _score(

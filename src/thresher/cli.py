@@ -111,10 +111,42 @@ def sweep(config: ConfigFile, overrides: Overrides = None) -> None:
     typer.echo(f"\ntable: {out / 'table.md'}")
 
 
-@app.command(cls=_with_fields("thresher.analyze.run:AnalyzeConfig"))
+_analyze_app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+
+@_analyze_app.command()
+@guard
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN_A RUN_B...", help="Folders that `thresher analyze` has written.")],
+    out: Annotated[Path, typer.Option(help="Folder for tables and figures.")],
+    seed: Annotated[int, typer.Option(min=0, help="Decides what is drawn by chance.")] = 0,
+) -> None:
+    """Finished analyses side by side: headline numbers with intervals, likeness of the dictionaries, figures."""
+    from thresher.analyze.compare.run import MARKDOWN
+    from thresher.analyze.compare.run import compare as compare_runs
+
+    compare_runs(runs, out, seed)
+    typer.echo((out / MARKDOWN).read_text(encoding="utf-8"))
+    typer.echo(f"comparison: {out}")
+
+
+class _AnalyzeCommand(_with_fields("thresher.analyze.run:AnalyzeConfig")):
+    """`analyze CONFIG.yaml`, and `analyze compare RUN...`, which is a command of its own."""
+
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        if args and args[0] == "compare":
+            command = typer.main.get_command(_analyze_app)
+            return command.make_context(f"{info_name} compare", args[1:], parent, **extra)
+        return super().make_context(info_name, args, parent, **extra)
+
+
+@app.command(cls=_AnalyzeCommand)
 @guard
 def analyze(config: ConfigFile, overrides: Overrides = None) -> None:
-    """Measure what sparse autoencoders found: tables, figures and a report."""
+    """Measure what sparse autoencoders found: tables, figures and a report. `thresher analyze compare RUN_A RUN_B` compares.
+
+    A configuration called compare is given as ./compare.
+    """
     from thresher.analyze.run import AnalyzeConfig, run
 
     _finish(run(load_config(AnalyzeConfig, config, overrides or ())))

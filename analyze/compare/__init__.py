@@ -1,0 +1,1 @@
+"""Finished analyses side by side."""

@@ -1,0 +1,1 @@
+"""Figures for papers, drawn from the files of an analysis."""

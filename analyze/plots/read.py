@@ -1,0 +1,81 @@
+"""The files of an analysis as plain tables, for those who draw or compare."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from thresher.errors import AnalysisError
+
+Columns = Mapping[str, np.ndarray]
+"""A table by columns; null is NaN in numbers and None in strings."""
+
+
+class SaeTables(NamedTuple):
+    """What the folder of one dictionary holds; None for a file that is not there."""
+
+    features: Columns | None
+    edges: Columns | None
+    steps: Columns | None
+    groups: Mapping[str, Any] | None
+    dictionary: Mapping[str, Any] | None
+    curves: Columns | None
+    categories: Columns | None
+    functional: Mapping[str, Any] | None
+
+
+class RunTables(NamedTuple):
+    """What an analysis holds."""
+
+    metrics: Mapping[str, Any]
+    space: Mapping[str, Any] | None
+    saes: Mapping[str, SaeTables]
+
+
+def read_run(folder: Path) -> RunTables:
+    """Read a finished analysis. Raises AnalysisError: files that cannot be read."""
+    metrics = read_json(folder / "metrics.json")
+    if metrics is None:
+        raise AnalysisError(f"{folder}: no analysis: metrics.json is missing; run `thresher analyze` into it first")
+    saes = {name: _read_sae(folder / name) for name in metrics["order"]}
+    return RunTables(metrics, read_json(folder / "space.json"), saes)
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """A JSON object; None for a file that is not there. Raises AnalysisError."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:
+        raise AnalysisError(f"{path}: cannot be read ({error}); run the analysis again") from error
+    if not isinstance(found, dict):
+        raise AnalysisError(f"{path}: expected a JSON object; run the analysis again")
+    return found
+
+
+def read_columns(path: Path) -> Columns | None:
+    """A Parquet table; None for a file that is not there. Raises AnalysisError."""
+    if not path.is_file():
+        return None
+    try:
+        table = pq.read_table(path)
+    except (OSError, ValueError) as error:
+        raise AnalysisError(f"{path}: cannot be read ({error}); run the analysis again") from error
+    return {name: np.asarray(table.column(name).to_numpy()) for name in table.column_names}
+
+
+def _read_sae(folder: Path) -> SaeTables:
+    return SaeTables(
+        features=read_columns(folder / "features.parquet"),
+        edges=read_columns(folder / "edges.parquet"),
+        steps=read_columns(folder / "steps.parquet"),
+        groups=read_json(folder / "groups.json"),
+        dictionary=read_json(folder / "dictionary.json"),
+        curves=read_columns(folder / "curves.parquet"),
+        categories=read_columns(folder / "categories.parquet"),
+        functional=read_json(folder / "functional.json"),
+    )
