@@ -6,16 +6,28 @@ from typing import cast
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
 from thresher.errors import ConfigError
 from thresher.testing.coder import CoderSuite
-from thresher.train.arch import AbsTopK, Architecture, Gated, NestedTopK, PAnneal, Relu, TopK, build
+from thresher.train.arch import (
+    AbsTopK,
+    Architecture,
+    DistanceWeighted,
+    Gated,
+    NestedTopK,
+    PAnneal,
+    Relu,
+    TopK,
+    build,
+)
 from thresher.train.arch.abs_topk import AbsTopKSAE
 from thresher.train.arch.gated import GatedSAE
 from thresher.train.arch.msae import NestedTopKSAE
 from thresher.train.arch.p_anneal import PAnnealSAE, penalize
 from thresher.train.arch.relu import ReluSAE
 from thresher.train.codes import count_active, densify
+from thresher.train.learner import Learner
 from thresher.train.loop import fit
 from thresher.train.optimizer import OptimizerConfig, make_adam
 from thresher.train.protocol import SAE
@@ -86,13 +98,32 @@ def test_with_l0_aims_at_the_wanted_number_of_atoms(config: Architecture) -> Non
     assert abs((getattr(aimed, "l0", None) or getattr(aimed, "k", None)) - 7.6) < 0.5
 
 
-def test_the_penalty_of_the_gate_leads_to_the_wanted_l0() -> None:
-    sae = build(Gated(d_sae=64, l0=5.0), 16, 0)
-    optimizer = torch.optim.Adam(list(cast(nn.Module, sae).parameters()), lr=0.003)
-    for _ in fit(sae, (plant(256, seed=i) for i in range(800)), optimizer, learning_rate=lambda _: 0.003):
-        pass
-    l0 = count_active(sae.encode(plant(5000, seed=9999))).float().mean()
-    torch.testing.assert_close(l0, torch.tensor(5.0), rtol=0.15, atol=0)
+@pytest.mark.parametrize(
+    "config",
+    [
+        Gated(d_sae=64, l0=4.0),
+        PAnneal(d_sae=64, l0=4.0, anneal_from=125, anneal_until=375),
+        DistanceWeighted(d_sae=64, l0=4.0, unrolled=6),
+    ],
+    ids=lambda config: config.kind,
+)
+def test_penalties_reach_the_wanted_l0_by_the_end_of_a_short_training(config: Architecture) -> None:
+    """Also where training itself moves L0 all the time: by the powers of p_anneal, by the learned steps of kds."""
+    learner = Learner(build(config, 16, 0), OptimizerConfig(lr=0.01), 500)
+    for seed in range(500):
+        learner.step(plant_sums(96, seed=seed))
+    l0 = count_active(learner.sae.encode(plant_sums(2000, seed=9999))).float().mean()
+    torch.testing.assert_close(l0, torch.tensor(4.0), rtol=0.05, atol=0)
+
+
+def plant_sums(n_rows: int, *, seed: int) -> torch.Tensor:
+    """Rows of mean square about 1 that are sums of three of 64 atoms, with a common mean taken away."""
+    generator = torch.Generator().manual_seed(seed)
+    atoms = functional.normalize(torch.randn(64, 16, generator=torch.Generator().manual_seed(99)), dim=1)
+    values = torch.zeros(n_rows, 64)
+    chosen = torch.rand(n_rows, 64, generator=generator).topk(3, dim=1).indices
+    values.scatter_(1, chosen, 1 + torch.rand(n_rows, 3, generator=generator))
+    return 1.5 * (values @ atoms - 4.5 * atoms.mean(0))
 
 
 def test_the_gate_alone_decides_and_the_magnitude_alone_weighs() -> None:

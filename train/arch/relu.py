@@ -26,8 +26,9 @@ class PenaltyFields(Dictionary):
     """Weight of the penalty on a code, its L1 norm, beside the squared error of its row; where it starts when `l0` is given."""
     l0: float | None = None
     """Wanted L0; the weight then grows while L0 is above it and shrinks while below."""
-    l0_rate: float = 0.01
-    """Largest lasting change of the weight per batch, relative, reached when L0 is off by a factor of e or more."""
+    l0_rate: float = 0.03
+    """Largest lasting change of the weight per batch, relative, reached when L0 is off by a factor of e or more. Too small,
+    the weight lags behind what training changes, and L0 ends off target; too large for a slow training, L0 swings."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
