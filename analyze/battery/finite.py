@@ -28,6 +28,9 @@ class Control(NamedTuple):
     one_sided: float
     """Share of features with a score by energy beyond the thresholds."""
     one_sided_expected: float
+    one_sided_energy: float
+    """The share of the energy E_image[z^2] + E_text[z^2] that such features have."""
+    one_sided_energy_expected: float
 
 
 def control_histogram(
@@ -45,9 +48,11 @@ def control_histogram(
     kept = (fires[0] + fires[1] >= least_fires) & (fires[0] + fires[1] > 0)
     n = int(kept.sum())
     energies = [np.asarray(codes.power(2).sum(axis=0), dtype=np.float64)[kept] for codes in (image, text)]
-    by_energy = ratio(energies[0] / size[0], energies[1] / size[1])
+    energy = np.stack([one / n_items for one, n_items in zip(energies, size, strict=True)])
+    by_energy = ratio(energy[0], energy[1])
     by_count = ratio(fires[0][kept] / size[0], fires[1][kept] / size[1])
-    drawn = _deal_energies(csr_array(image[:, kept]), csr_array(text[:, kept]), size, seed)
+    dealt = _deal_energies(csr_array(image[:, kept]), csr_array(text[:, kept]), size, seed)
+    drawn = ratio(dealt[0], dealt[1])
     return Control(
         edges=edges,
         n=n,
@@ -55,8 +60,10 @@ def control_histogram(
         observed_count=_share(by_count, edges),
         expected_energy=_share(drawn.ravel(), edges),
         expected_count=_deal_counts((fires[0] + fires[1])[kept], size, edges),
-        one_sided=_beyond(by_energy, thresholds),
-        one_sided_expected=_beyond(drawn.ravel(), thresholds),
+        one_sided=_beyond(by_energy, np.ones_like(by_energy), thresholds),
+        one_sided_expected=_beyond(drawn, np.ones_like(drawn), thresholds),
+        one_sided_energy=_beyond(by_energy, energy.sum(axis=0), thresholds),
+        one_sided_energy_expected=_beyond(drawn, dealt.sum(axis=0), thresholds),
     )
 
 
@@ -72,17 +79,17 @@ def _deal_counts(n: Int[np.ndarray, " feature"], size: tuple[float, float], edge
 
 def _deal_energies(
     image: csr_array, text: csr_array, size: tuple[float, float], seed: int
-) -> Float[np.ndarray, "draw feature"]:
+) -> Float[np.ndarray, "2 draw feature"]:
     n_features = count_columns(image)
     feature = np.concatenate([image.indices, text.indices])
     energy = np.square(np.concatenate([image.data, text.data]))
     total = np.bincount(feature, weights=energy, minlength=n_features)
     generator = np.random.default_rng(seed)
-    found = np.empty((DRAWS, n_features))
+    found = np.empty((2, DRAWS, n_features))
     for draw in range(DRAWS):
         falls = generator.random(len(feature)) < size[0] / sum(size)
         on_image = np.bincount(feature[falls], weights=energy[falls], minlength=n_features)
-        found[draw] = ratio(on_image / size[0], np.maximum(total - on_image, 0) / size[1])
+        found[:, draw] = on_image / size[0], np.maximum(total - on_image, 0) / size[1]
     return found
 
 
@@ -91,6 +98,9 @@ def _share(scores: np.ndarray, edges: np.ndarray) -> Float[np.ndarray, " bin"]:
     return counts / counts.sum() if counts.sum() else counts
 
 
-def _beyond(scores: np.ndarray, thresholds: tuple[float, float]) -> float:
-    defined = scores[np.isfinite(scores)]
-    return float(((defined < thresholds[0]) | (defined > thresholds[1])).mean()) if len(defined) else float("nan")
+def _beyond(scores: np.ndarray, weights: np.ndarray, thresholds: tuple[float, float]) -> float:
+    """Weighted share of the defined scores beyond the thresholds."""
+    kept = np.isfinite(scores)
+    beyond = (scores[kept] < thresholds[0]) | (scores[kept] > thresholds[1])
+    whole = weights[kept].sum()
+    return float((weights[kept] * beyond).sum() / whole) if whole > 0 else float("nan")

@@ -65,5 +65,8 @@ def measure_stability(
     if len(kept):
         for line, other in enumerate(others):
             found[line, kept] = match(dictionary[kept], other).cosine
-        null[kept] = draw_null(len(kept), dictionary.shape[1], 1, seed, signed=bool(is_signed)).mean
+        sizes = {len(other) for other in others}
+        width = dictionary.shape[1]
+        drawn = [draw_null(len(kept), width, 1, seed, n_other=size, signed=bool(is_signed)).mean for size in sorted(sizes)]
+        null[kept] = np.mean(drawn)
     return Stability(found.mean(axis=0), null, len(others))

@@ -69,7 +69,7 @@ def find_centroid(sums: StepSums) -> Float[np.ndarray, " feature"]:
 
 
 class Residuals(NamedTuple):
-    """What is left after each step, of one image and one text of some records."""
+    """What is left before the first step and after each, of one image and one text of some records; place 0 is the input."""
 
     norm: Float[np.ndarray, "2 step"]
     gap: Float[np.ndarray, " step"]
@@ -104,7 +104,7 @@ def follow_residuals(
 def _follow(
     trained: TrainedSAE, store: Store, panel: Panel, items: Int[np.ndarray, " item"]
 ) -> tuple[list[float], list[np.ndarray]]:
-    """Mean norm of the residuals, and the residual per item [item, d_in], after each step."""
+    """Mean norm of the residuals, and the residual per item [item, d_in], before the first step and after each."""
     place = np.full(len(panel.items), -1)
     place[items] = np.arange(len(items))
     rows = np.flatnonzero(place[panel.item] >= 0)
@@ -118,8 +118,9 @@ def _follow(
     count = np.bincount(group, minlength=len(items))[:, None]
     norms: list[float] = []
     found: list[np.ndarray] = []
-    for step in range(codes.indices.shape[1]):
-        residual = residual - codes.values[:, step, None] * dictionary[codes.indices[:, step]]
+    for step in range(-1, codes.indices.shape[1]):
+        if step >= 0:
+            residual = residual - codes.values[:, step, None] * dictionary[codes.indices[:, step]]
         norms.append(float(residual.norm(dim=1).mean()))
         found.append(sum_rows(_to_numpy(residual), group, len(items)) / count)
     return norms, found
@@ -171,6 +172,7 @@ def tabulate_steps(
     gap = difference @ (dictionary @ delta) / max(float(delta @ delta), 1e-300)
     energy = {name: one.energy.sum(axis=1) / one.n_rows for name, one in sides.items()}
     mu = divide(energy["image"], energy["image"] + energy["text"])
+    overlap = _overlap(image, text)
     rows: list[dict[str, object]] = []
     for step in range(len(gap)):
         for side, (name, one) in enumerate(sides.items()):
@@ -186,6 +188,7 @@ def tabulate_steps(
                     "energy": float(energy[name][step]),
                     **by_class,
                     "mu": float(mu[step]),
+                    "overlap": float(overlap[step]),
                     "gap": float(gap[step]),
                     "n_negative": _ratio(float(one.n_negative[step]), float(one.n_active[step])),
                     **_describe_residual(residuals, side, step),
@@ -194,12 +197,23 @@ def tabulate_steps(
     return {column: [row[column] for row in rows] for column in rows[0]}
 
 
+def _overlap(image: StepSums, text: StepSums) -> Float[np.ndarray, " step"]:
+    """sum_i min(p_i, p'_i) at each step, p the shares of the features in the energy of a modality there; NaN without energy."""
+    shares = [divide(one.energy, one.energy.sum(axis=1, keepdims=True)) for one in (image, text)]
+    return np.minimum(*shares).sum(axis=1)
+
+
 def _describe_residual(residuals: Residuals, side: int, step: int) -> dict[str, object]:
+    places = {"input": 0, "residual": step + 1}
     return {
-        "residual_norm": float(residuals.norm[side, step]),
-        "residual_gap": float(residuals.gap[step]),
-        "residual_auc": float(residuals.auc[step]),
-        "residual_cosine": float(residuals.cosine[step]),
+        f"{name}_{key}": float(values[place])
+        for name, place in places.items()
+        for key, values in (
+            ("norm", residuals.norm[side]),
+            ("gap", residuals.gap),
+            ("auc", residuals.auc),
+            ("cosine", residuals.cosine),
+        )
     }
 
 

@@ -48,14 +48,16 @@ class Null(NamedTuple):
     """Standard deviation over draws; NaN for one draw."""
 
 
-def draw_null(d_sae: int, d_in: int, n_draws: int, seed: int, *, signed: bool = False) -> Null:
+def draw_null(d_sae: int, d_in: int, n_draws: int, seed: int, *, n_other: int | None = None, signed: bool = False) -> Null:
     """Match pairs of dictionaries with atoms uniform on the sphere: 0.146 at 2,048 atoms of width 512 (unsigned).
 
-    Subtract it: a larger dictionary has closer matches by chance alone. Raises AnalysisError: no draws.
+    Subtract it: a larger dictionary has closer matches by chance alone, and so have few atoms among many: the second
+    dictionary has `n_other` atoms, as many as the first when not given. Raises AnalysisError: no draws.
     """
     need_items("random-dictionary null", n_draws, 1, "draws")
     generator, match = np.random.default_rng(seed), match_signed_dictionaries if signed else match_dictionaries
-    drawn = [match(*generator.normal(size=(2, d_sae, d_in))).stability for _ in range(n_draws)]
+    sizes = (d_sae, d_sae if n_other is None else n_other)
+    drawn = [match(*(generator.normal(size=(size, d_in)) for size in sizes)).stability for _ in range(n_draws)]
     return Null(float(np.mean(drawn)), float(np.std(drawn, ddof=1)) if n_draws > 1 else float("nan"))
 
 

@@ -89,6 +89,10 @@ def test_each_step_of_a_pursuit_has_its_energy_and_leaves_less(scenes_report: Pa
     for side in (0, 1):
         norm = np.array(table["residual_norm"][side::2])
         assert (np.diff(norm) <= 1e-6).all()
+        assert norm[0] <= table["input_norm"][side] + 1e-6
+    assert len({*table["input_auc"]}) == 1
+    assert min(table["overlap"]) >= 0
+    assert max(table["overlap"]) <= 1
     assert sum(table["gap"][::2]) == pytest.approx(1)
     classes = [name for name in table if name.startswith("energy_")]
     for row in range(len(table["step"])):

@@ -55,6 +55,7 @@ def test_random_dictionaries_are_as_stable_as_the_null_says() -> None:
     assert 0.2 < null.mean < draw_null(200, 32, 1, seed=0, signed=True).mean
     assert draw_null(400, 32, 1, seed=0).mean > null.mean
     assert draw_null(50, 8, 2, seed=3) == draw_null(50, 8, 2, seed=3)
+    assert draw_null(50, 8, 2, seed=3, n_other=400).mean > draw_null(50, 8, 2, seed=3).mean
 
 
 def test_the_curve_reads_the_first_runs_strongest_atoms_off_one_matching() -> None:
