@@ -21,7 +21,9 @@ _ATTENTION = r"(?:layer\.0\.)?(?:self_attn|attn|attention|self_attention|SelfAtt
 _ATTENTION_OUT = re.compile(_ATTENTION + r"(?:\.\w+)?\.(?:out_proj|o_proj|c_proj|proj|projection|dense|out_lin|wo|Wo|o)")
 _MLP = r"(?:layer\.1\.)?(?:mlp|ffn|feed_forward|DenseReluDense|block_sparse_moe|moe)"
 _MLP_IN = re.compile(rf"{_MLP}|intermediate|fc1")
-_MLP_OUT = re.compile(rf"{_MLP}\.(?:down_proj|fc2|c_proj|dense_4h_to_h|fc_out|lin2|weights_out|w2|Wo|wo)|output\.dense|fc2")
+_MLP_OUT = re.compile(
+    rf"{_MLP}\.(?:down_proj|fc2|c_proj|dense_4h_to_h|fc_out|lin2|linear_fc2|weights_out|w2|Wo|wo)|output\.dense|fc2"
+)
 _MLP_WHOLE = re.compile(_MLP)
 _HEAD_COUNTS = ("num_heads", "num_attention_heads", "n_heads", "n_head")
 _HEAD_WIDTHS = ("head_dim", "attention_head_size", "head_size")

@@ -1,6 +1,7 @@
 """Vision-language decoders obey the laws of adapters; image tokens and text tokens are told apart."""
 
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,7 +13,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from torch import Tensor
 
 from thresher.config import validate
-from thresher.data.sources import open_source
+from thresher.data.sources import MemorySource, open_source
 from thresher.data.store import open_store
 from thresher.errors import ConfigError, ModelError
 from thresher.harvest.adapters import Adapter, HFVisionLanguageModel, open_adapter
@@ -51,6 +52,7 @@ def make_tokenizer(**marks: str) -> Any:
 class VisionLanguageSuite(AdapterSuite):
     module_path = "model.language_model.layers.1.mlp"
     stream = "model.language_model.layers"
+    encoder = "model.vision_tower"
     options: ClassVar[dict[str, Any]] = {}
     folder: Path
     n_image_tokens = 16
@@ -68,7 +70,7 @@ class VisionLanguageSuite(AdapterSuite):
             "text.{i}.neurons": f"{block}.mlp.down_proj@in",
             "text.{i}.mlp": f"{block}.mlp.down_proj@out",
         }
-        tower = "model.vision_tower.encoder.layers.{i}"
+        tower = f"{self.encoder}.encoder.layers.{{i}}"
         vision = {
             "vision.{i}.in": f"{tower}@in",
             "vision.{i}": f"{tower}@out",
@@ -77,8 +79,8 @@ class VisionLanguageSuite(AdapterSuite):
             "vision.{i}.mlp_in": f"{tower}.mlp@in",
             "vision.{i}.neurons": f"{tower}.mlp.fc2@in",
             "vision.{i}.mlp": f"{tower}.mlp.fc2@out",
-            "vision.start": "model.vision_tower.embeddings@out",
-            "vision.final": "model.vision_tower.post_layernorm@out",
+            "vision.start": f"{self.encoder}.embeddings@out",
+            "vision.final": f"{self.encoder}.post_layernorm@out",
         }
         return text | vision
 
@@ -189,6 +191,40 @@ class TestLlavaNext(TestLlava):
         assert torch.equal(pixels, crops[:, 0])
 
 
+class TestLlavaOnevision(TestLlavaNext):
+    """As LLaVA-NeXT, with SigLIP and all its patches."""
+
+    n_image_tokens = 44
+
+    @property
+    def places(self) -> Mapping[str, str]:  # type: ignore[override]
+        return VisionLanguageSuite.places.fget(self)  # type: ignore[attr-defined]
+
+    @pytest.fixture(autouse=True, scope="class")
+    @classmethod
+    def use_folder(cls, tmp_path_factory: pytest.TempPathFactory) -> None:
+        tokenizer = make_tokenizer(image_token="<image>", video_token="<video>")
+        pinpoints = [[32, 64], [64, 32]]
+        settings = transformers.LlavaOnevisionConfig(
+            vision_config=transformers.SiglipVisionConfig(**CLIP_VISION, vision_use_head=False),
+            text_config=transformers.Qwen2Config(vocab_size=len(tokenizer), **TEXT),
+            image_token_index=3,
+            video_token_index=8,
+            image_grid_pinpoints=pinpoints,
+            vision_feature_layer=-1,
+            vision_feature_select_strategy="full",
+        )
+        size = {"height": 32, "width": 32}
+        processor = transformers.LlavaOnevisionProcessor(
+            transformers.LlavaOnevisionImageProcessor(size=size, image_grid_pinpoints=pinpoints),
+            tokenizer,
+            transformers.LlavaOnevisionVideoProcessor(size=size),
+            num_image_tokens=16,
+            vision_feature_select_strategy="full",
+        )
+        cls.folder = save(tmp_path_factory.mktemp("onevision"), settings, processor)
+
+
 class TestLlavaChat(TestLlava):
     """The checkpoint's chat template is around the text."""
 
@@ -238,12 +274,58 @@ class TestPaliGemma(VisionLanguageSuite):
         cls.folder = save(tmp_path_factory.mktemp("paligemma"), settings, processor)
 
 
-class PackedSuite(VisionLanguageSuite):
-    """The vision encoder takes the patches of all images in one row: only the decoder has hook points."""
+class PatchRowSuite(VisionLanguageSuite):
+    """The vision encoder takes the patches of all images in one row."""
+
+    neurons = "mlp.down_proj"
+    final: ClassVar[dict[str, str]] = {}
 
     @property
     def places(self) -> Mapping[str, str]:  # type: ignore[override]
-        return {name: place for name, place in super().places.items() if name.startswith("text.")}
+        text = {name: place for name, place in super().places.items() if name.startswith("text.")}
+        block = "model.visual.blocks.{i}"
+        vision = {
+            "vision.{i}.in": f"{block}@in",
+            "vision.{i}": f"{block}@out",
+            "vision.{i}.z": f"{block}.attn.proj@in",
+            "vision.{i}.attn": f"{block}.attn.proj@out",
+            "vision.{i}.mlp_in": f"{block}.mlp@in",
+            "vision.{i}.neurons": f"{block}.{self.neurons}@in",
+            "vision.{i}.mlp": f"{block}.{self.neurons}@out",
+            "vision.start": "model.visual.blocks.0@in",
+        }
+        return text | vision | self.final
+
+    def test_a_patch_is_where_its_row_and_column_say(self, adapter: Adapter) -> None:
+        """Of a picture with a colour of its own at every patch, each row of an early hook point is that of its colour."""
+        shapes = ((6, 8), (10, 4))
+        colours = [torch.arange(rows * columns).view(rows, columns) for rows, columns in shapes]
+        pictures = [
+            Image.fromarray((found * 3).to(torch.uint8).numpy()).resize((8 * found.shape[1], 8 * found.shape[0]), 0)
+            for found in colours
+        ]
+        inputs = adapter.prepare_images([picture.convert("RGB") for picture in pictures])
+        assert inputs.packing is not None
+        values = inputs.tensors["hidden_states"][:, 0]
+        (point,) = adapter.resolve(["vision.start"], ["image"])
+        with torch.inference_mode():
+            found = adapter.capture(inputs, [point])["vision.start"][0] - self.find_offset(adapter, inputs)
+            embedded = adapter.model.model.visual.patch_embed(inputs.tensors["hidden_states"])  # type: ignore[attr-defined]
+        by_value = dict(zip(values.tolist(), embedded, strict=False))
+        levels = sorted(by_value)
+        for item, colour in enumerate(colours):
+            n = int(inputs.layout.valid[item].sum())
+            assert n == colour.numel()
+            assert inputs.layout.grid is not None
+            start = int(inputs.packing.start[item])
+            for position in range(n):
+                row, column = inputs.layout.grid[item, position].tolist()
+                expected = by_value[levels[int(colour[row, column])]]
+                torch.testing.assert_close(found[start + position], expected, rtol=1e-4, atol=1e-4)
+
+    def find_offset(self, adapter: Adapter, inputs: Inputs) -> Tensor:
+        """What the model adds to embedded patches before its first block."""
+        return torch.zeros(())
 
 
 QWEN_TOKENS = {"image_token_id": 3, "vision_start_token_id": 4, "vision_end_token_id": 5, "video_token_id": 8}
@@ -258,19 +340,26 @@ def save_qwen(folder: Path, settings: Callable[[int], Any], processor: Any, **pi
     return save(folder, settings(len(tokenizer)), processor(image_processor, tokenizer, video_processor))
 
 
-class TestQwen25VL(PackedSuite):
+def save_qwen25(folder: Path) -> Path:
+    def settings(n: int) -> Any:
+        vision = {"depth": 2, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "patch_size": 8}
+        vision |= {"out_hidden_size": 32, "window_size": 32, "fullatt_block_indexes": [1]}
+        return transformers.Qwen2_5_VLConfig(text_config=QWEN_TEXT | {"vocab_size": n}, vision_config=vision, **QWEN_TOKENS)
+
+    return save_qwen(folder, settings, transformers.Qwen2_5_VLProcessor, patch_size=8)
+
+
+class TestQwen25VL(PatchRowSuite):
     n_image_tokens = 4
+
+    def test_a_module_before_the_windows_is_refused(self, adapter: Adapter) -> None:
+        with pytest.raises(ModelError, match=r"not yet in the order of windows; read vision\.start"):
+            adapter.resolve(["module:model.visual.patch_embed"], ["image"])
 
     @pytest.fixture(autouse=True, scope="class")
     @classmethod
     def use_folder(cls, tmp_path_factory: pytest.TempPathFactory) -> None:
-        def settings(n: int) -> Any:
-            vision = {"depth": 2, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "patch_size": 8}
-            vision |= {"out_hidden_size": 32, "window_size": 32, "fullatt_block_indexes": [1]}
-            return transformers.Qwen2_5_VLConfig(text_config=QWEN_TEXT | {"vocab_size": n}, vision_config=vision, **QWEN_TOKENS)
-
-        folder = tmp_path_factory.mktemp("qwen25vl")
-        cls.folder = save_qwen(folder, settings, transformers.Qwen2_5_VLProcessor, patch_size=8)
+        cls.folder = save_qwen25(tmp_path_factory.mktemp("qwen25vl"))
 
     def test_image_tokens_lie_in_the_grid_of_their_picture(self, adapter: Adapter) -> None:
         pictures = [Image.new("RGB", size) for size in ((32, 64), (64, 32))]
@@ -280,8 +369,18 @@ class TestQwen25VL(PackedSuite):
         assert shapes == [[4, 2], [2, 4]]
 
 
-class TestQwen3VL(PackedSuite):
+class TestQwen3VL(PatchRowSuite):
     n_image_tokens = 4
+    neurons = "mlp.linear_fc2"
+    final: ClassVar[dict[str, str]] = {"vision.final": "model.visual.merger.norm@out"}
+
+    def find_offset(self, adapter: Adapter, inputs: Inputs) -> Tensor:
+        (point,) = adapter.resolve(["vision.start"], ["image"])
+        visual: Any = adapter.model.model.visual  # type: ignore[attr-defined]
+        black = dict(inputs.tensors) | {"hidden_states": torch.zeros_like(inputs.tensors["hidden_states"])}
+        blank = Inputs("image", black, inputs.layout, inputs.packing)
+        with torch.inference_mode():
+            return adapter.capture(blank, [point])["vision.start"][0] - visual.patch_embed(black["hidden_states"])
 
     @pytest.fixture(autouse=True, scope="class")
     @classmethod
@@ -294,28 +393,60 @@ class TestQwen3VL(PackedSuite):
         cls.folder = save_qwen(tmp_path_factory.mktemp("qwen3vl"), settings, transformers.Qwen3VLProcessor, patch_size=8)
 
 
-class TestIdefics3(PackedSuite):
-    """Crops of one image, marked by tokens of their own."""
+class TestIdefics3(VisionLanguageSuite):
+    """Crops of one image, marked by tokens of their own; `vision.*` is the whole image."""
 
     module_path = "model.text_model.layers.1.mlp"
     stream = "model.text_model.layers"
+    encoder = "model.vision_model"
+    family = "Idefics3"
     n_image_tokens = 4
+
+    def test_the_vision_tower_sees_the_whole_image(self, tmp_path: Path) -> None:
+        """The last of what the decoder gets when images are cut."""
+        transformers.AutoModelForImageTextToText.from_pretrained(self.folder).save_pretrained(tmp_path)
+        processor = transformers.AutoProcessor.from_pretrained(self.folder)
+        processor.image_processor.do_image_splitting = True
+        processor.image_processor.size = {"longest_edge": 64}
+        processor.save_pretrained(tmp_path)
+        adapter = open_adapter(HFVisionLanguageModel(name=str(tmp_path)), CPU)
+        pictures = [Image.linear_gradient("L").resize(size).convert("RGB") for size in ((64, 32), (64, 64), (32, 64))]
+        inputs = adapter.prepare_images(pictures)
+        for item, picture in enumerate(pictures):
+            cut = adapter.prepare_pairs([picture], ["a"]).tensors["pixel_values"]
+            assert cut.shape[1] > 1
+            assert torch.equal(inputs.tensors["pixel_values"][item], cut[0, -1])
+        (point,) = adapter.resolve(["vision.final"], ["image"])
+        with torch.inference_mode():
+            own = adapter.model.model.get_image_features(  # type: ignore[attr-defined]
+                inputs.tensors["pixel_values"][:, None]
+            ).last_hidden_state
+            assert torch.equal(adapter.capture(inputs, [point])["vision.final"], own)
 
     @pytest.fixture(autouse=True, scope="class")
     @classmethod
     def use_folder(cls, tmp_path_factory: pytest.TempPathFactory) -> None:
+        def of_family(name: str) -> Any:
+            return getattr(transformers, cls.family + name)
+
         marks = {"image_token": "<image>", "fake_image_token": "<fake>", "global_image_token": "<global>"}
         tokenizer = make_tokenizer(**marks, end_of_utterance_token="<end>")
         sizes = {"size": {"longest_edge": 32}, "max_image_size": {"longest_edge": 32}, "do_image_splitting": False}
         # It adds tokens of its own to the tokenizer.
-        processor = transformers.Idefics3Processor(transformers.Idefics3ImageProcessor(**sizes), tokenizer, image_seq_len=4)
-        settings = transformers.Idefics3Config(
+        more = (transformers.SmolVLMVideoProcessor(),) if cls.family == "SmolVLM" else ()
+        processor = of_family("Processor")(of_family("ImageProcessor")(**sizes), tokenizer, *more, image_seq_len=4)
+        settings = of_family("Config")(
             vision_config=CLIP_VISION,
             text_config=transformers.LlamaConfig(vocab_size=len(tokenizer), **TEXT),
             image_token_id=3,
             scale_factor=2,
         )
         cls.folder = save(tmp_path_factory.mktemp("idefics3"), settings, processor)
+
+
+@pytest.mark.skipif(find_spec("num2words") is None, reason="transformers' processor of SmolVLM needs num2words")
+class TestSmolVLM(TestIdefics3):
+    family = "SmolVLM"
 
 
 def test_an_image_longer_than_the_context_is_refused(tmp_path: Path) -> None:
@@ -359,3 +490,31 @@ def test_a_harvest_keeps_image_and_text_tokens_of_both_towers(tmp_path: Path) ->
         expected = adapter.capture(inputs, [point])["text.1"][0]
     rows = (store.item_of("text.1") == 1).nonzero()[0]
     torch.testing.assert_close(store.read("text.1", int(rows[0]), int(rows[-1]) + 1), expected)
+
+
+def test_a_harvest_keeps_the_patches_of_images_of_any_size(tmp_path: Path) -> None:
+    """Of an encoder with all images in one row: the store has each image's own patches, alone or among others."""
+    folder = save_qwen25(tmp_path / "model")
+    pictures = [Image.linear_gradient("L").resize(size).convert("RGB") for size in ((48, 32), (32, 80), (64, 64))]
+    examples = MemorySource([(picture, "a word") for picture in pictures])
+    stores = [
+        open_store(run(validate(HarvestConfig, settings, "test"), source=examples))
+        for batch_size in (1, 3)
+        for settings in [
+            {
+                "out": tmp_path / f"store{batch_size}",
+                "model": {"kind": "hf-vlm", "name": str(folder)},
+                "source": {"kind": "in-memory"},
+                "hook_points": ["vision.*"],
+                "batch_size": batch_size,
+            }
+        ]
+    ]
+    for store in stores:
+        assert store.item_of("vision.1").tolist() == [0] * 24 + [1] * 40 + [2] * 64
+        assert store.position_of("vision.1").tolist() == [*range(24), *range(40), *range(64)]
+        places = list(zip(store.column_of("vision.1", "patch_row"), store.column_of("vision.1", "patch_column"), strict=True))
+        assert sorted(places[24:64]) == [(row, column) for row in range(10) for column in range(4)]
+    for name in stores[0].hook_points:
+        alone, among = (store.read(name, 0, store.rows(name)) for store in stores)
+        torch.testing.assert_close(alone, among, rtol=1e-4, atol=1e-5)

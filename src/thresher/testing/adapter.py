@@ -20,6 +20,7 @@ from thresher.testing.probes import (
     make_inputs,
     resolve_tower,
     run_forward,
+    take_first,
     watch,
 )
 
@@ -64,10 +65,9 @@ class AdapterSuite:
         for modality in adapter.modalities:
             inputs, points = make_inputs(adapter, modality), resolve_tower(adapter, modality)
             captured = capture(adapter, inputs, points)
-            n_items, n_positions = inputs.layout.valid.shape
             for point in points:
-                middle = (n_positions,) if point.level == "tokens" else ()
-                assert captured[point.name].shape == (n_items, *middle, point.width)
+                first = inputs.shape if point.level == "tokens" else (len(inputs.layout.valid),)
+                assert captured[point.name].shape == (*first, point.width)
 
     def test_activations_equal_the_models_own_outputs_bit_for_bit(self, adapter: Adapter) -> None:
         for modality in adapter.modalities:
@@ -153,14 +153,10 @@ class AdapterSuite:
         for modality in adapter.modalities:
             points = resolve_tower(adapter, modality)
             alone, among = make_inputs(adapter, modality, n=1), make_inputs(adapter, modality)
-            kept = alone.layout.valid[0]
-            n = int(kept.sum())
-            assert n == int(among.layout.valid[0].sum())
+            assert int(alone.layout.valid[0].sum()) == int(among.layout.valid[0].sum())
             one, many = capture(adapter, alone, points), capture(adapter, among, points)
             for point in points:
-                a, b = one[point.name][0], many[point.name][0]
-                if point.level == "tokens":
-                    a, b = a[kept], b[among.layout.valid[0]]
+                a, b = (take_first(captured[point.name], inputs, point) for captured, inputs in ((one, alone), (many, among)))
                 torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
     def test_the_summary_position_is_inside_the_item(self, adapter: Adapter) -> None:

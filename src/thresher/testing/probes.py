@@ -83,6 +83,16 @@ def capture(adapter: Adapter, inputs: Inputs, points: "tuple[HookPoint, ...] | l
         return adapter.capture(inputs, points)
 
 
+def take_first(activation: Tensor, inputs: Inputs, point: HookPoint) -> Tensor:
+    """The activations of the first item, without padding."""
+    if point.level == "items":
+        return activation[0]
+    places = inputs.layout.valid[0].nonzero().flatten()
+    if inputs.packing is None:
+        return activation[0, places]
+    return activation[int(inputs.packing.sequence[0]), int(inputs.packing.start[0]) + places]
+
+
 def run_forward(adapter: Adapter, inputs: Inputs) -> Tensor:
     """The tower's output without gradients."""
     with torch.inference_mode():
