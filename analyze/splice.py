@@ -1,13 +1,14 @@
 """Next-token loss of a language model that goes on with reconstructions instead of its own activations."""
 
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn import functional
 
 from thresher.analyze.metrics.estimate import Estimate, estimate
 from thresher.analyze.metrics.fidelity import recover_share
@@ -16,21 +17,7 @@ from thresher.errors import ModelError
 
 Replacement = Callable[[Float[Tensor, "*position d_in"]], Float[Tensor, "*position d_in"]]
 """Maps activations to what the model goes on with."""
-
-
-@runtime_checkable
-class SummedLoss(Protocol):
-    """A loss as sum and count."""
-
-    @property
-    def total(self) -> Float[Tensor, ""]:
-        """Sum of negative log-likelihoods in nats."""
-        ...
-
-    @property
-    def n_tokens(self) -> int:
-        """Predicted tokens."""
-        ...
+TOKENS_AT_ONCE = 256
 
 
 @runtime_checkable
@@ -41,8 +28,8 @@ class LanguageModel(Protocol):
         """Go on with `function(activations)` while the block runs."""
         ...
 
-    def next_token_loss(self, texts: Sequence[str]) -> SummedLoss:
-        """Loss of predicting each token from those before it."""
+    def predict_next(self, text: str) -> tuple[Float[Tensor, "token vocabulary"], Int[Tensor, "token"]]:
+        """Logits for each token but the first from those before it, and these tokens."""
         ...
 
 
@@ -53,10 +40,12 @@ class DocumentLosses(NamedTuple):
     """Condition -> sum over the document's tokens, nats."""
     n_tokens: Int[np.ndarray, " document"]
     """Predicted tokens."""
+    divergence: dict[str, Float[np.ndarray, " document"]]
+    """Condition -> sum over the document's tokens of KL(clean || condition), nats; without `clean`."""
 
 
 class SpliceResult(NamedTuple):
-    """Losses in nats per token, and what share of the damage of an ablation the reconstruction avoids."""
+    """Losses and divergences in nats per token, and what share of the damage of an ablation the reconstruction avoids."""
 
     clean: Estimate
     spliced: Estimate
@@ -66,6 +55,12 @@ class SpliceResult(NamedTuple):
     """All activations set to their mean over the store."""
     recovered_from_zero: Estimate
     recovered_from_mean: Estimate
+    kl_spliced: Estimate
+    """KL of the clean model's next-token distribution from the spliced one's, nats per token."""
+    kl_zero: Estimate
+    kl_mean: Estimate
+    kl_recovered_from_zero: Estimate
+    kl_recovered_from_mean: Estimate
 
 
 def measure_losses(
@@ -76,24 +71,31 @@ def measure_losses(
     first_position: int,
     advance: Callable[[int], None],
 ) -> DocumentLosses:
-    """Losses per document: `clean`, and one condition per replacement.
+    """Losses per document: `clean`, and one condition per replacement with its divergence from it.
 
     Positions before `first_position` keep their activations in every condition: a coder that never saw BOS is not asked
     to reconstruct it. Documents go through the model one by one (there is no padding); those of one token are left out.
     """
     totals: dict[str, list[float]] = {name: [] for name in ("clean", *replacements)}
+    divergences: dict[str, list[float]] = {name: [] for name in replacements}
     n_tokens: list[int] = []
     for text in texts:
-        clean = _loss(model, text, nullcontext())
+        clean, target = model.predict_next(text)
         advance(1)
-        if clean.n_tokens == 0:
+        if len(target) == 0:
             continue
-        n_tokens.append(clean.n_tokens)
-        totals["clean"].append(float(clean.total))
+        n_tokens.append(len(target))
+        totals["clean"].append(_sum_loss(clean, target))
         for name, replace in replacements.items():
-            splice = model.splice(hook_point, from_position(first_position, replace))
-            totals[name].append(float(_loss(model, text, splice).total))
-    return DocumentLosses({name: np.array(found) for name, found in totals.items()}, np.array(n_tokens, dtype=np.int64))
+            with model.splice(hook_point, from_position(first_position, replace)):
+                changed, _ = model.predict_next(text)
+            totals[name].append(_sum_loss(changed, target))
+            divergences[name].append(_sum_divergence(clean, changed))
+    return DocumentLosses(
+        {name: np.array(found) for name, found in totals.items()},
+        np.array(n_tokens, dtype=np.int64),
+        {name: np.array(found) for name, found in divergences.items()},
+    )
 
 
 def from_position(first: int, replace: Replacement) -> Replacement:
@@ -146,7 +148,8 @@ def ablate_to(mean: Float[Tensor, " d_in"]) -> Replacement:
 
 
 def summarize_losses(losses: DocumentLosses, name: str, resample: Resample) -> SpliceResult:
-    """Losses per token and loss recovered = (ablated - spliced) / (ablated - clean), with intervals over documents.
+    """Losses per token and loss recovered = (ablated - spliced) / (ablated - clean), with intervals over documents; the same
+    for the divergence from the clean model, whose own is 0.
 
     Needs the conditions `clean`, `zero`, `mean` and `name`. SAEBench's number is the one from zero (arXiv 2503.09532);
     zeros damage a model so much that almost anything recovers from them, so read the one from the mean.
@@ -157,7 +160,9 @@ def summarize_losses(losses: DocumentLosses, name: str, resample: Resample) -> S
     tokens = weights @ losses.n_tokens.astype(np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
         loss = {key: weights @ losses.total[key] / tokens for key in ("clean", "zero", "mean", name)}
+        kl = {key: weights @ losses.divergence[key] / tokens for key in ("zero", "mean", name)}
     recovered = {key: recover_share(loss["clean"], loss[name], loss[key]) for key in ("zero", "mean")}
+    kl_recovered = {key: recover_share(np.zeros_like(kl[key]), kl[name], kl[key]) for key in ("zero", "mean")}
     return SpliceResult(
         clean=estimate(loss["clean"], n, "documents"),
         spliced=estimate(loss[name], n, "documents"),
@@ -165,9 +170,22 @@ def summarize_losses(losses: DocumentLosses, name: str, resample: Resample) -> S
         mean=estimate(loss["mean"], n, "documents"),
         recovered_from_zero=estimate(recovered["zero"], n, "documents"),
         recovered_from_mean=estimate(recovered["mean"], n, "documents"),
+        kl_spliced=estimate(kl[name], n, "documents"),
+        kl_zero=estimate(kl["zero"], n, "documents"),
+        kl_mean=estimate(kl["mean"], n, "documents"),
+        kl_recovered_from_zero=estimate(kl_recovered["zero"], n, "documents"),
+        kl_recovered_from_mean=estimate(kl_recovered["mean"], n, "documents"),
     )
 
 
-def _loss(model: LanguageModel, text: str, splice: AbstractContextManager[None]) -> SummedLoss:
-    with splice:
-        return model.next_token_loss([text])
+def _sum_loss(logits: Float[Tensor, "token vocabulary"], target: Int[Tensor, "token"]) -> float:
+    return float(functional.cross_entropy(logits, target, reduction="none").double().sum())
+
+
+def _sum_divergence(clean: Float[Tensor, "token vocabulary"], changed: Float[Tensor, "token vocabulary"]) -> float:
+    """Sum over tokens of KL(softmax(clean) || softmax(changed)); in blocks, for vocabularies are long."""
+    total = 0.0
+    for before, after in zip(clean.split(TOKENS_AT_ONCE), changed.split(TOKENS_AT_ONCE), strict=True):
+        own, other = before.log_softmax(dim=1), after.log_softmax(dim=1)
+        total += float((own.exp() * (own - other)).sum(dim=1).double().sum())
+    return total

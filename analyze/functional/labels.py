@@ -68,6 +68,13 @@ def find_labels(inputs: Inputs, panels: dict[str, Panel], held: Held, settings: 
     return _read_concepts(inputs, panels, held)
 
 
+def check_labels(settings: Functional, store: Store, width: int) -> None:
+    """Read the files of labels and classes before any work is done. Raises AnalysisError: files that do not fit."""
+    if settings.labels is not None:
+        words = None if settings.classes is None else read_vocabulary(settings.classes, width)
+        _read_classes(settings.labels, store, None if words is None else words.words)
+
+
 def _read_concepts(inputs: Inputs, panels: dict[str, Panel], held: Held) -> Labels:
     concepts = inputs.store.concepts
     halves = {"image": held.image, "text": held.text}

@@ -15,7 +15,7 @@ from thresher.analyze.functional import judge, names
 from thresher.analyze.functional.behaviour import ablate_sets, flatten, make_score, measure_baselines
 from thresher.analyze.functional.held import Held, hold
 from thresher.analyze.functional.index import search_by_codes
-from thresher.analyze.functional.labels import Labels, find_labels
+from thresher.analyze.functional.labels import Labels, check_labels, find_labels
 from thresher.analyze.functional.probes import fit_maps, prepare_probes, probe_sparsely, transfer_probes
 from thresher.analyze.functional.sets import list_sets
 from thresher.analyze.functional.steer import choose_steered, steer
@@ -49,10 +49,15 @@ class Tested(NamedTuple):
 
 
 def read_words_of(config: AnalyzeConfig, inputs: Inputs) -> Words | None:
-    """The vocabulary, before any work is done; None when there is none. Raises AnalysisError: one of another encoder."""
+    """The vocabulary, before any work is done; None when there is none. Raises AnalysisError: one of another encoder, or labels
+    and classes that do not fit.
+    """
+    width = next(iter(inputs.saes.values())).d_in
+    if "image" in inputs.hook_points:
+        check_labels(config.functional, inputs.store, width)
     if config.naming.vocabulary is None:
         return None
-    return read_vocabulary(config.naming.vocabulary, next(iter(inputs.saes.values())).d_in)
+    return read_vocabulary(config.naming.vocabulary, width)
 
 
 def fingerprint_files(config: AnalyzeConfig) -> dict[str, str]:

@@ -156,6 +156,6 @@ def _space(n: int) -> list[int]:
     return sorted({round(float(rank)) for rank in np.geomspace(1, n, 120)})
 
 
-def make_point(curve: str, series: str, x: float, y: float, n: int) -> Point:
+def make_point(curve: str, series: str, x: float | int, y: float, n: int) -> Point:
     """A point with an undefined y as null."""
     return Point(curve, series, float(x), float(y) if np.isfinite(y) else None, n)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
@@ -82,3 +82,14 @@ class HFCausalLM(HookedModel):
             target = inputs.tensors["input_ids"].to(self.device)[:, 1:].masked_fill(~valid, -100)
             losses = functional.cross_entropy(logits.flatten(0, 1), target.flatten(), ignore_index=-100, reduction="none")
             return TokenLoss(losses.double().sum(), int(inputs.layout.valid[:, 1:].sum()))
+
+    def predict_next(self, text: str) -> tuple[Float[Tensor, "token vocabulary"], Int[Tensor, "token"]]:
+        """Logits (float32, on the device) for each token of a text but the first, from those before it; and these tokens.
+
+        Inside `splice`, the logits with the replaced activations.
+        """
+        inputs = self.prepare_texts([text])
+        with torch.inference_mode():
+            logits = self.forward(inputs.send(self.device))[0, :-1].float()
+        valid = inputs.layout.valid[0, 1:].to(self.device)
+        return logits[valid], inputs.tensors["input_ids"].to(self.device)[0, 1:][valid]

@@ -1,8 +1,7 @@
 """The laws of spliced losses, on a language model small enough to be written out."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -14,11 +13,6 @@ from thresher.analyze.metrics.resample import Resample
 from thresher.analyze.splice import ablate_to, ablate_to_zero, from_position, measure_losses, summarize_losses
 
 VOCABULARY = "ab c"
-
-
-class Loss(NamedTuple):
-    total: Tensor
-    n_tokens: int
 
 
 class BigramModel:
@@ -35,16 +29,11 @@ class BigramModel:
         yield
         self._function = None
 
-    def next_token_loss(self, texts: Sequence[str]) -> Loss:
-        total, n_tokens = torch.zeros((), dtype=torch.float64), 0
-        for text in texts:
-            ids = torch.tensor([VOCABULARY.index(letter) for letter in text])
-            x = functional.one_hot(ids, len(VOCABULARY)).float()[None]
-            x = self._function(x) if self._function else x
-            logits = (x @ self.head)[0]
-            total = total + functional.cross_entropy(logits[:-1], ids[1:], reduction="sum").double()
-            n_tokens += len(text) - 1
-        return Loss(total, n_tokens)
+    def predict_next(self, text: str) -> tuple[Tensor, Tensor]:
+        ids = torch.tensor([VOCABULARY.index(letter) for letter in text])
+        x = functional.one_hot(ids, len(VOCABULARY)).float()[None]
+        x = self._function(x) if self._function else x
+        return (x @ self.head)[0][:-1], ids[1:]
 
 
 def sample_texts(n: int = 30) -> list[str]:
@@ -70,6 +59,8 @@ def test_a_perfect_reconstruction_recovers_all_of_the_loss() -> None:
     assert found.spliced == found.clean
     assert found.recovered_from_zero.value == 1
     assert found.recovered_from_mean.value == 1
+    assert found.kl_spliced.value == 0 < found.kl_mean.value
+    assert found.kl_recovered_from_zero.value == found.kl_recovered_from_mean.value == 1
     assert found.clean.n == 30
 
 
@@ -79,6 +70,18 @@ def test_reconstructing_zeros_recovers_nothing_from_zero_and_the_mean_nothing_fr
     assert zeros.recovered_from_zero.value == 0
     assert means.recovered_from_mean.value == 0
     assert means.spliced == means.mean
+    assert zeros.kl_recovered_from_zero.value == means.kl_recovered_from_mean.value == 0
+
+
+def test_the_divergence_is_that_of_the_next_token_distributions() -> None:
+    losses, found = measure(ablate_to_zero)
+    model, expected = BigramModel(), 0.0
+    for text in sample_texts():
+        own = model.predict_next(text)[0].double().softmax(1)
+        # Without an activation all letters are equally likely.
+        expected += float((own * (own * len(VOCABULARY)).log()).sum())
+    assert found.kl_zero.value == pytest.approx(expected / losses.n_tokens.sum(), rel=1e-5)
+    assert found.kl_spliced == found.kl_zero
 
 
 def test_the_loss_is_the_mean_over_tokens_not_over_documents() -> None:
