@@ -82,7 +82,7 @@ def plot_steps(steps: Mapping[str, Columns]) -> Chart:
             for axis, side in zip(line[:2], ("image", "text"), strict=True):
                 _draw_classes(axis, table, side)
                 axis.set_title(f"energy, {side}s")
-            _draw_residuals(line[2:], table)
+            _draw_residuals(list(line[2:]), table)
             line[0].set_ylabel(f"{name}\nshare of the energy")
             for axis in line:
                 axis.set_xlabel("step")
