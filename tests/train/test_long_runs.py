@@ -2,15 +2,15 @@
 
 import dataclasses
 import json
-import subprocess
-import sys
+import os
+import signal
 from pathlib import Path
 
 import pytest
+import torch
 
 from thresher.analyze.config import AnalyzeConfig
 from thresher.analyze.inputs import open_inputs
-from thresher.config import dump_config
 from thresher.data.store import open_store
 from thresher.data.stream import StreamConfig
 from thresher.errors import AnalysisError, CheckpointError, ConfigError, ThresherError
@@ -46,25 +46,8 @@ def contents(out: Path) -> tuple[bytes, dict]:
     return (out / "model.safetensors").read_bytes(), json.loads((out / "config.json").read_bytes())["evaluation"]
 
 
-TERMINATED = """
-import os, signal, sys
-from pathlib import Path
-import torch
-from thresher.config import load_config
-from thresher.train.run import TrainConfig, run
-step, done = torch.optim.Adam.step, [0]
-def signal_at_33(*arguments, **named):
-    done[0] += 1
-    if done[0] == 33:
-        os.kill(os.getpid(), signal.SIGTERM)
-    return step(*arguments, **named)
-torch.optim.Adam.step = signal_at_33
-run(load_config(TrainConfig, Path(sys.argv[1])))
-"""
-
-
 def test_sigterm_saves_the_iteration_and_a_run_with_every_feature_on_two_stores_goes_on_bit_for_bit(
-    make_store, tmp_path
+    make_store, tmp_path, monkeypatch
 ) -> None:
     stores = (make_store(), make_store(400, name="other", gap=2.0))
     features = {
@@ -76,10 +59,18 @@ def test_sigterm_saves_the_iteration_and_a_run_with_every_feature_on_two_stores_
         "patience": 9,
     }
     whole, stopped = (configure(stores, tmp_path / name, **features) for name in ("whole", "stopped"))
-    path = tmp_path / "train.yaml"
-    path.write_text(dump_config(stopped))
-    ended = subprocess.run([sys.executable, "-c", TERMINATED, str(path)], capture_output=True, text=True, check=False)
-    assert ended.stderr.rstrip().endswith("KeyboardInterrupt")
+    with monkeypatch.context() as patch:
+        step, done = torch.optim.Adam.step, [0]
+
+        def signal_at_33(*arguments, **named):
+            done[0] += 1
+            if done[0] == 33:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return step(*arguments, **named)
+
+        patch.setattr(torch.optim.Adam, "step", signal_at_33)
+        with pytest.raises(KeyboardInterrupt):
+            run(stopped)
     assert load_sae(stopped.out).iteration == 33
     run(stopped)
     run(whole)
@@ -105,14 +96,14 @@ def test_a_row_that_is_not_finite_is_named_with_its_hook_point_and_item(make_sto
 
 
 def test_older_states_are_kept_and_a_run_goes_back_to_one_and_on_again(make_store, tmp_path) -> None:
-    config = configure(make_store(), tmp_path / "sae", keep=2)
+    config = configure(make_store(), tmp_path / "sae", rows=64 * 30, checkpoint_every=10, evaluate_every=12, keep=2)
     run(config)
     finished = contents(config.out)
-    assert list_states(config.out) == [40, 60]
-    assert load_sae(config.out / "states" / "00000040").iteration == 40
-    with pytest.raises(CheckpointError, match=r"no state of iteration 20 is kept \(kept: 40, 60\)"):
-        run(dataclasses.replace(config, go_back_to=20))
-    run(dataclasses.replace(config, go_back_to=40))
+    assert list_states(config.out) == [20, 30]
+    assert load_sae(config.out / "states" / "00000020").iteration == 20
+    with pytest.raises(CheckpointError, match=r"no state of iteration 10 is kept \(kept: 20, 30\)"):
+        run(dataclasses.replace(config, go_back_to=10))
+    run(dataclasses.replace(config, go_back_to=20))
     assert contents(config.out) == finished
     lines = [json.loads(line)["iteration"] for line in (config.out / "train_log.jsonl").read_text().splitlines()]
     assert lines == sorted(lines)
