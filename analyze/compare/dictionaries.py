@@ -94,7 +94,7 @@ def _match(first: Entry, second: Entry, saes: Mapping[str, TrainedSAE], seed: in
     signed = any(_is_signed(entry) for entry in (first, second))
     match = match_signed_dictionaries if signed else match_dictionaries
     smaller, larger = sorted(atoms, key=len)
-    null = draw_null(len(smaller), smaller.shape[1], 1, seed, signed=signed)
+    null = draw_null(len(smaller), smaller.shape[1], 1, seed, n_other=len(larger), signed=signed)
     return {
         "n_atoms": len(smaller),
         "stability": match(smaller, larger).stability,

@@ -29,11 +29,11 @@ def _describe_classes(entry: Entry) -> list[dict[str, Any]]:
     if groups is None:
         return []
     alive = sum(groups["classes"][name]["n"] for name in CLASSES) - groups["classes"]["dead"]["n"]
-    rows = [_count(f"features, {name}", groups["classes"][name]["n"], alive, "alive features") for name in CLASSES]
+    rows = [_count(f"features, {name}", float(groups["classes"][name]["n"]), alive, "alive features") for name in CLASSES]
     for name in (SHARED, *BRIDGED):
         false = groups["classes"][name].get("expected_false")
         if false is not None:
-            rows.append(_count(f"features, {name}, by chance", false, alive, "alive features"))
+            rows.append(_count(f"features, {name}, by chance", float(false), alive, "alive features"))
     rows.append(_row("margin", groups["margin"]["total"]))
     rows += [_row(f"margin share, {part.replace('_', ' ')}", groups["margin"][part]) for part in PARTS]
     for name in CLASSES:
@@ -41,8 +41,10 @@ def _describe_classes(entry: Entry) -> list[dict[str, Any]]:
         rows.append(_row(f"gap share, {name}", groups["gap"][name]))
         rows += [_row(f"energy share on {side}s, {name}", groups[f"energy_{side}"][name]) for side in ("image", "text")]
     histogram = groups["histogram"]
-    rows.append(_count("one-sided features", histogram["one_sided"], histogram["n"], "frequent features"))
-    rows.append(_count("one-sided features, by chance", histogram["one_sided_expected"], histogram["n"], "frequent features"))
+    rows.append(_count("one-sided features", _real(histogram["one_sided"]), histogram["n"], "frequent features"))
+    rows.append(
+        _count("one-sided features, by chance", _real(histogram["one_sided_expected"]), histogram["n"], "frequent features")
+    )
     return rows
 
 
@@ -52,6 +54,10 @@ def _row(measure: str, estimate: Mapping[str, Any]) -> dict[str, Any]:
 
 def _count(measure: str, value: float | None, n: int, unit: str) -> dict[str, Any]:
     return {"measure": measure, "value": value, "low": None, "high": None, "n": n, "unit": unit}
+
+
+def _real(value: float | int | None) -> float | None:
+    return None if value is None else float(value)
 
 
 def tabulate(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
@@ -67,15 +73,32 @@ def show(row: Mapping[str, Any]) -> str:
     if row["value"] is None:
         return "-"
     if row["low"] is None:
-        return f"{row['value']:.3g}"
+        return f"{row['value']:.0f}" if row["value"] == round(row["value"]) else f"{row['value']:.3g}"
     return f"{row['value']:.3g} [{row['low']:.3g}, {row['high']:.3g}]"
 
 
-def make_markdown(table: Sequence[Mapping[str, str]], notes: Sequence[str]) -> str:
-    """The table with what has to be known before reading it."""
-    headers = list(table[0])
-    lines = [*(f"> {note}" for note in notes), *([""] if notes else []), _line(headers), _line(["---"] * len(headers))]
-    return "\n".join([*lines, *(_line([row[header] for header in headers]) for row in table), ""])
+def is_main(measure: str) -> bool:
+    """Whether a measure is among those shown side by side; the CSV has all."""
+    if measure.startswith(("energy share", "gap share")):
+        return measure.endswith((f", {SHARED}", ", modality-specific", ", modality-bias"))
+    return not measure.startswith(("margin lost", "fvu"))
+
+
+def make_markdown(tables: Mapping[str, Sequence[Mapping[str, Any]]], notes: Sequence[str]) -> str:
+    """Tables under their titles, after what has to be known before reading them; a table without rows is left out."""
+    lines = [line for note in notes for line in (f"> {note}", "")]
+    for title, rows in tables.items():
+        if rows:
+            headers = list(rows[0])
+            lines += [f"## {title}", "", _line(headers), _line(["---"] * len(headers))]
+            lines += [*(_line([_show_cell(row[header]) for header in headers]) for row in rows), ""]
+    return "\n".join(lines)
+
+
+def _show_cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
 def _line(cells: Sequence[str]) -> str:

@@ -6,6 +6,8 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 
 from thresher.analyze.compare.open import Entry
 from thresher.analyze.plots.overview import plot_pareto
@@ -108,7 +110,7 @@ def plot_likeness(labels: Sequence[str], pairs: Sequence[Mapping[str, Any]]) -> 
         axes = figure.subplots(1, max(len(names), 1), squeeze=False, sharey=True)[0]
         for axis, (key, title) in zip(axes, names.items(), strict=False):
             grid = _fill(labels, pairs, key)
-            image = axis.imshow(grid, cmap="cividis", vmin=0, vmax=1)
+            axis.imshow(grid, cmap="cividis", vmin=0, vmax=1)
             for (i, j), value in np.ndenumerate(grid):
                 if np.isfinite(value):
                     colour = "white" if value < 0.55 else INK
@@ -116,8 +118,9 @@ def plot_likeness(labels: Sequence[str], pairs: Sequence[Mapping[str, Any]]) -> 
             axis.set_xticks(range(len(labels)), labels, rotation=45, ha="right", fontsize=6)
             axis.set_yticks(range(len(labels)), labels, fontsize=6)
             axis.tick_params(length=0)
-            axis.set_title(title)
-            figure.colorbar(image, ax=axis, shrink=0.6, aspect=14)
+            axis.set_title(title, fontsize=6.5)
+        scale = ScalarMappable(Normalize(0, 1), "cividis")
+        figure.colorbar(scale, ax=list(axes), shrink=0.6, aspect=16)
     return Chart(figure, [dict(pair) for pair in pairs], "Likeness of every two dictionaries.")
 
 

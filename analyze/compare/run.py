@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from thresher.analyze.cautions import Caution
 from thresher.analyze.compare.dictionaries import compare_dictionaries, name_kinds, open_checkpoints
-from thresher.analyze.compare.headline import aggregate_seeds, list_headline, make_markdown, tabulate
+from thresher.analyze.compare.headline import aggregate_seeds, is_main, list_headline, make_markdown, tabulate
 from thresher.analyze.compare.open import find_cautions, list_entries, open_runs
 from thresher.analyze.compare.plots import draw_comparison
 from thresher.analyze.results import plain
@@ -23,6 +23,18 @@ HEADLINE, MARKDOWN, SEEDS, DICTIONARIES, WARNINGS = (
     "dictionaries.csv",
     "warnings.json",
 )
+
+SHOWN = (
+    "first",
+    "second",
+    "stability",
+    "stability_null",
+    "coverage_image",
+    "coverage_by_chance_image",
+    "coverage_text",
+    "coverage_by_chance_text",
+)
+"""Columns of dictionaries.csv that the printed table has."""
 
 
 class Comparison(NamedTuple):
@@ -62,8 +74,13 @@ def compare(folders: Sequence[Path], out: Path, seed: int = 0) -> Comparison:
 
 def _write(out: Path, found: Comparison, rows: Sequence[Mapping[str, Any]]) -> None:
     write_rows(out / HEADLINE, rows)
+    shown = {
+        "Headline": [row for row in found.table if is_main(row["measure"])],
+        "Dictionaries of equal width": [{key: row[key] for key in SHOWN} for row in found.dictionaries],
+        "Seeds": [row for row in found.seeds if is_main(row["measure"])],
+    }
     notes = [caution.sentence for caution in found.cautions]
-    write_atomic(out / MARKDOWN, [make_markdown(found.table, notes).encode()])
+    write_atomic(out / MARKDOWN, [make_markdown(shown, notes).encode()])
     write_rows(out / SEEDS, found.seeds)
     write_rows(out / DICTIONARIES, found.dictionaries)
     write_atomic(out / WARNINGS, [canonical_json([plain(caution) for caution in found.cautions])])

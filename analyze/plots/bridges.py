@@ -130,7 +130,7 @@ def _bounds(estimate: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def plot_partners(edges: Mapping[str, Columns], groups: Mapping[str, Mapping[str, Any]]) -> Chart:
-    """Correlation over pairs against the cosine of the two atoms, for partners; grey band: as large as chance gets."""
+    """Correlation over pairs against the cosine of the two atoms, for partners; grey: not beyond chance (q > 0.05)."""
     rows: list[dict[str, Any]] = []
     with mpl.rc_context(PRINT):
         figure = make_figure(grid_width(len(edges)), 2.4)
@@ -138,7 +138,7 @@ def plot_partners(edges: Mapping[str, Columns], groups: Mapping[str, Mapping[str
         for axis, (name, table) in zip(axes, edges.items(), strict=True):
             rho, cosine, label = finite(table["rho"]), finite(table["cos"]), table["class"]
             significant = finite(table["q"]) <= 0.05
-            _draw_density(axis, cosine, rho, groups[name]["crossmodal"]["deranged"]["largest_rho"])
+            _draw_density(axis, cosine[~significant], rho[~significant], groups[name]["crossmodal"]["deranged"]["largest_rho"])
             for kind in ("shared", "self", "bridge"):
                 colour, marker = EDGES[kind]
                 chosen = (label == kind) & significant
@@ -161,4 +161,4 @@ def _draw_density(axis: Axes, cosine: np.ndarray, rho: np.ndarray, largest: floa
             cosine, rho, gridsize=(24, 16), cmap="Greys", bins="log", mincnt=1, extent=(-1, 1, 0, 1), linewidths=0.2, alpha=0.6
         )
     if largest is not None:
-        axis.axhspan(0, largest, color="#f0e442", alpha=0.25, linewidth=0, label="below the largest rho of deranged pairs")
+        axis.axhline(largest, color="#d55e00", linewidth=0.8, linestyle="--", label="largest rho of deranged pairs")

@@ -5,6 +5,7 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.patches import Patch
 
 from thresher.analyze.plots.dynamics import list_series, pick
 from thresher.analyze.plots.read import Columns
@@ -88,14 +89,14 @@ def plot_categories(categories: Mapping[str, Columns], agreement: Mapping[str, M
     names = list(dict.fromkeys(str(one) for table in categories.values() for one in table["category_image"]))
     size = min(max(1.8, 0.11 * len(names)), 2.5)
     with mpl.rc_context(PRINT):
-        figure = make_figure(1.4 + (size + 0.1) * len(categories), size + 0.9)
+        figure = make_figure(1.4 + (size + 0.1) * len(categories), size + 1.2)
         axes = figure.subplots(1, len(categories), squeeze=False, sharey=True)[0]
         image = None
         for axis, (name, table) in zip(axes, categories.items(), strict=True):
             grid = np.full((len(names), len(names)), np.nan)
             for i, j, score in zip(table["category_image"], table["category_text"], finite(table["auroc_text"]), strict=True):
                 grid[names.index(str(i)), names.index(str(j))] = score
-            image = axis.imshow(grid, cmap="PuOr", vmin=0, vmax=1, interpolation="nearest")
+            image = axis.imshow(grid, cmap="PuOr", vmin=0, vmax=1, interpolation="nearest", aspect="auto")
             axis.set_xticks(range(len(names)), names, rotation=90, fontsize=4.5)
             axis.set_yticks(range(len(names)), names, fontsize=4.5)
             axis.tick_params(length=0)
@@ -135,6 +136,8 @@ def plot_ablation(rows: Sequence[Mapping[str, Any]]) -> Chart:
                 axis.set_xticks(range(len(chosen)), [row["ablated"] for row in chosen], rotation=40, ha="right", fontsize=5.5)
                 axis.set_title(measure)
             line[0].set_ylabel(sae)
-        bars = [axes[0, 0].bar([], [], color=GREY, edgecolor=GREY), axes[0, 0].bar([], [], color="white", edgecolor=GREY)]
-        figure.legend(bars, ["class left out", "random features of equal energy"], loc="outside lower center", ncols=2)
+        bars = [Patch(facecolor=GREY, edgecolor=GREY), Patch(facecolor="white", edgecolor=GREY)]
+        figure.legend(
+            handles=bars, labels=["class left out", "random features of equal energy"], loc="outside lower center", ncols=2
+        )
     return Chart(figure, [dict(row) for row in rows], "Measures without each class of features.")
