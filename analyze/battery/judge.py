@@ -155,10 +155,11 @@ def interval(replicates: Float[np.ndarray, "replicate *any"]) -> tuple[np.ndarra
 
 
 def find_bridged(pairings: Pairings, settings: Settings) -> Bool[np.ndarray, " feature"]:
-    """Features with a mutual best partner, correlated beyond chance."""
+    """Features with a mutual best partner, correlated beyond chance; with itself a feature builds no bridge."""
     partner = pairings.partner
+    is_other = partner.feature != np.arange(len(partner.feature))
     is_beyond = np.nan_to_num(partner.q, nan=1.0) <= settings.thresholds.alpha
-    return partner.is_mutual & is_beyond & (np.nan_to_num(partner.rho) >= settings.battery.least_rho)
+    return is_other & partner.is_mutual & is_beyond & (np.nan_to_num(partner.rho) >= settings.battery.least_rho)
 
 
 def _gate_pairing(pairings: Pairings, activation: Activation, settings: Settings) -> np.ndarray:
