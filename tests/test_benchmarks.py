@@ -15,6 +15,7 @@ SMALLEST = {
     "harvest.py": ["--parts=forward,write", "--model=ViT-S-32", "--hooks=vision.0", "--images=2", "--rounds=1", "--mb=1"],
     "parallel.py": ["16,64,2,32", "--rounds", "1", "--kinds", "mp"],
     "pursuit.py": ["--sizes", "32,128,4,64", "--repeats", "1"],
+    "site.py": ["64", "--images=40", "--thumbnail=32"],
     "store.py": ["--mb", "2", "--width", "64", "--hooks", "2", "--repeats", "1"],
     "stream.py": ["--mb", "2", "--width", "64", "--repeats", "1", "--d-sae", "128", "--iterations", "1", "--without-saelens"],
     "sweep.py": ["--members=1,2", "--d-in=16", "--d-sae=32", "--iterations=2", "--rows=2000", "--rounds=1"],
@@ -29,6 +30,7 @@ SHARED = [
     "harvest_peers.py",
     "peers.py",
     "rows.py",
+    "site_world.py",
     "timing.py",
 ]
 """What benchmarks import."""

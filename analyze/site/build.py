@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Int
 
 from thresher.analyze.battery.study import EDGES, FEATURES, Finding
 from thresher.analyze.config import Site
@@ -50,8 +51,9 @@ def build(
     folder.mkdir(parents=True, exist_ok=True)
     for source in sorted(resources.files("thresher.analyze.site").joinpath("static").iterdir(), key=lambda one: one.name):
         (folder / source.name).write_bytes(source.read_bytes())
-    books = {name: Book(one) for name, one in catalogues.items()}
-    chosen = choose(site, dictionaries, catalogues)
+    same = {name: one.same() for name, one in catalogues.items()}
+    books = {name: Book(one, same[name]) for name, one in catalogues.items()}
+    chosen = choose(site, dictionaries, same, measure_pictures(catalogues["image"]))
     for one in dictionaries:
         _write_dictionary(folder, site, facts.seed, one, chosen[one.name], books)
     n_images = books["image"].write_images(folder, site.thumbnail)
@@ -61,14 +63,16 @@ def build(
 
 
 def choose(
-    site: Site, dictionaries: Sequence[Dictionary], catalogues: Mapping[str, Catalogue]
+    site: Site,
+    dictionaries: Sequence[Dictionary],
+    same: Mapping[str, Int[np.ndarray, " item"]],
+    sizes: Int[np.ndarray, " item"],
 ) -> dict[str, dict[str, list[Chosen]]]:
-    """The items of all features; fewer images each when their thumbnails would take more than the budget.
+    """The items of all features; `sizes` are the bytes of the images.
 
-    Then the same number fewer for all features and both modalities, so that pages stay comparable.
+    Fewer items each when the thumbnails would take more than the budget, the same number for all features and both modalities, so
+    that pages stay comparable.
     """
-    same = {name: one.same() for name, one in catalogues.items()}
-    sizes = measure_pictures(catalogues["image"])
     n_top, n_samples = site.items, site.samples
     while True:
         chosen = {

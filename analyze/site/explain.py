@@ -34,7 +34,7 @@ def explain_pairs(
         explained = [_explain(codes[0], codes[1], image, text, atoms) for text in texts.tolist()]
         numbers = books[1].number(texts)
         captions = [{"text": number} | one for number, one in zip(numbers, explained, strict=True)]
-        shown.append({"image": books[0].number([image])[0], "captions": captions})
+        shown.append({"image": books[0].number(np.array([image]))[0], "captions": captions})
     means = [np.asarray(one.mean(axis=0)).ravel() @ atoms for one in codes]
     return {"images": shown, "chance": float(means[0] @ means[1])}
 

@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,15 +35,28 @@ class Catalogue(NamedTuple):
 
 
 class Book:
-    """Gives items numbers when they are first shown, so that a feature's items lie in few files."""
+    """Gives items numbers when they are first shown, so that a feature's items lie in few files; equal texts have one."""
 
-    def __init__(self, catalogue: Catalogue) -> None:
+    def __init__(self, catalogue: Catalogue, same: Int[np.ndarray, " item"]) -> None:
         self._catalogue = catalogue
+        self._same = same
         self._numbers: dict[int, int] = {}
+        self._positions: list[int] = []
 
-    def number(self, positions: Iterable[int]) -> list[int]:
+    @property
+    def positions(self) -> list[int]:
+        """Position in the codes of the item of each number."""
+        return list(self._positions)
+
+    def number(self, positions: Int[np.ndarray, " item"]) -> list[int]:
         """Numbers on the site of items at positions in the codes."""
-        return [self._numbers.setdefault(int(position), len(self._numbers)) for position in positions]
+        found: list[int] = []
+        for position, one in zip(positions.tolist(), self._same[positions].tolist(), strict=True):
+            if one not in self._numbers:
+                self._numbers[one] = len(self._positions)
+                self._positions.append(position)
+            found.append(self._numbers[one])
+        return found
 
     def write_images(self, folder: Path, side: int) -> int:
         """Write the images that have a number, their keys and thumbnails of at most `side` pixels; return how many."""
@@ -63,7 +76,7 @@ class Book:
         return len(rows)
 
     def _rows(self) -> Int[np.ndarray, " item"]:
-        return self._catalogue.items[np.fromiter(self._numbers, dtype=np.int64, count=len(self._numbers))]
+        return self._catalogue.items[np.array(self._positions, dtype=np.int64)]
 
 
 def measure_pictures(catalogue: Catalogue) -> Int[np.ndarray, " item"]:

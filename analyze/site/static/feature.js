@@ -77,7 +77,7 @@
     const [asImage, asText] = found.partners, label = table.label(feature);
     main.append(
       h("div", { class: "bar" }, h("a", { href: link("features", sae), class: "button", id: "back" }, "\u2190 table"), step(before, "\u2039 previous", "Previous feature"), step(after, "next \u203a", "Next feature"), h("span", { class: "soft" }, where)),
-      h("h1", { id: "feature-title" }, `Feature #${feature}`, label ? h("small", {}, " " + label) : "", THRESHER.chip(row.class)),
+      h("h1", { id: "feature-title", "data-feature": feature }, `Feature #${feature}`, label ? h("small", {}, " " + label) : "", THRESHER.chip(row.class)),
       h("p", { class: "why" }, THRESHER.reason(row)),
       h("div", { class: "score" }, THRESHER.muBar(row.mu_energy, row.mu_energy_low, row.mu_energy_high), h("div", { class: "ends" }, h("span", { class: "text" }, "text"), h("span", {}, `score ${show(row.mu_energy, 2)} [${show(row.mu_energy_low, 2)}, ${show(row.mu_energy_high, 2)}], by count ${show(row.mu_count, 2)}`), h("span", { class: "image" }, "image"))),
       h("div", { class: "two" }, items("image", found.image, images, pictures), items("text", found.text, texts, captions)),

@@ -136,7 +136,7 @@
       places.set(sae, rows[current]);
       paint();
     };
-    const update = () => {
+    const update = start => {
       rows = select(table, state);
       THRESHER.order = { sae, ids: rows };
       body.style.height = rows.length * ROW + "px";
@@ -147,7 +147,7 @@
       }
       status.textContent = `${rows.length.toLocaleString("en-US")} of ${table.n.toLocaleString("en-US")} features`;
       THRESHER.setHash(link("features", sae, null, { q: state.q, class: [...state.classes].join(","), sort: state.sort === "-energy_image" ? "" : state.sort, only: state.only ? [...state.only].join(".") : "" }));
-      go(Math.max(0, rows.indexOf(places.get(sae))));
+      go(Math.max(0, rows.indexOf(start)));
     };
     search.addEventListener("input", () => { state.q = search.value; update(); });
     search.addEventListener("keydown", event => {
@@ -176,7 +176,7 @@
     main.append(
       h("div", { class: "bar" }, search, h("button", { type: "button", id: "csv", title: "The rows in sight and out of sight; all columns are in features.parquet", onclick: () => save(`${sae}-features.csv`, toCsv(table, rows, columns)) }, "Save as CSV"), reset, status),
       h("div", { class: "bar", role: "group", "aria-label": "Classes" }, chips), grid);
-    update();
+    update(places.get(sae));
     new ResizeObserver(paint).observe(grid);
     grid.focus({ preventScroll: true });
   };

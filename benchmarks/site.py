@@ -1,0 +1,121 @@
+"""Size of the site of a large dictionary, the time to write it, and the time a browser needs to open its pages.
+
+Codes, tables and thumbnails are made up; what is measured does not depend on what they say. `python benchmarks/site.py 16384`.
+"""
+
+import argparse
+import io
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+from scipy.sparse import csr_array
+from site_world import make_dictionary, make_facts
+
+from thresher.analyze.config import Site
+from thresher.analyze.site.build import build
+from thresher.analyze.site.dashboards import Dictionary
+from thresher.analyze.site.items import Catalogue
+
+ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+VIEWS = ("#/overview", "#/features/large", "#/feature/large/1", "#/bridge/large", "#/map/large", "#/pairs/large", "#/compare")
+K = 32
+
+
+def main() -> None:
+    """Build and open."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("d_sae", type=int, nargs="?", default=16_384)
+    parser.add_argument("--images", type=int, default=20_000)
+    parser.add_argument("--thumbnail", type=int, default=128)
+    parser.add_argument("--seconds", type=int, default=60, help="patience with a page")
+    asked = parser.parse_args()
+    dictionary, catalogues = make_large(asked.d_sae, asked.images), make_items(asked.images, asked.thumbnail)
+    with tempfile.TemporaryDirectory() as folder:
+        wall, cpu = time.perf_counter(), time.process_time()
+        index = build(Path(folder) / "site", Site(), make_facts(["large"]), [dictionary], catalogues)
+        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+        print(
+            f"d_sae {asked.d_sae}, {asked.images} images, {2 * asked.images} texts: written in {wall:.1f} s ({cpu:.1f} s CPU)"
+        )
+        sizes: dict[str, int] = {}
+        for path in (path for path in index.parent.rglob("*") if path.is_file()):
+            kind = path.relative_to(index.parent).parts[1] if path.parent != index.parent else "pages"
+            sizes[kind] = sizes.get(kind, 0) + path.stat().st_size
+        print(
+            f"{sum(sizes.values()) / 1e6:.1f} MB: "
+            + ", ".join(f"{kind} {size / 1e6:.1f}" for kind, size in sorted(sizes.items()))
+        )
+        visit(index, asked.seconds)
+
+
+def make_large(d_sae: int, n_images: int) -> Dictionary:
+    """A judged small dictionary's rows repeated, with random codes of Zipfian frequency."""
+    generator = np.random.default_rng(0)
+    small = make_dictionary("large", 0.8)
+    rows = np.arange(d_sae) % len(small.atoms)
+    table = small.features.take(pa.array(rows)).set_column(0, "feature", pa.array(np.arange(d_sae)))
+    n_edges = 16 * d_sae
+    edges = small.edges.take(pa.array(np.arange(n_edges) % small.edges.num_rows))
+    for place, name in enumerate(("i", "j")):
+        edges = edges.set_column(place, name, pa.array(generator.integers(0, d_sae, n_edges)))
+    edges = edges.set_column(edges.column_names.index("rho"), "rho", pa.array(generator.random(n_edges)))
+    atoms = generator.normal(size=(d_sae, 512))
+    atoms /= np.linalg.norm(atoms, axis=1, keepdims=True)
+    image, text = (draw_codes(generator, n, d_sae) for n in (n_images, 2 * n_images))
+    pairs = np.stack([np.repeat(np.arange(n_images), 2), np.arange(2 * n_images)], axis=1)
+    return Dictionary("large", table, edges, small.groups, image, text, pairs, atoms, None)
+
+
+def draw_codes(generator: np.random.Generator, n_rows: int, d_sae: int) -> csr_array:
+    """K positive codes per row; feature i is drawn in proportion to 1 / sqrt(i)."""
+    share = 1 / np.sqrt(np.arange(1, d_sae + 1))
+    features = generator.choice(d_sae, size=n_rows * K, p=share / share.sum())
+    codes = csr_array((generator.gamma(2.0, size=n_rows * K), features, np.arange(0, n_rows * K + 1, K)), shape=(n_rows, d_sae))
+    codes.sum_duplicates()
+    return codes
+
+
+def make_items(n_images: int, side: int) -> dict[str, Catalogue]:
+    """Thumbnails that compress like photographs (smoothed noise; 64 different ones), and two captions each."""
+    generator = np.random.default_rng(0)
+    pictures = []
+    for _ in range(64):
+        noise = Image.fromarray(generator.integers(0, 256, (side // 6, side // 6, 3), dtype=np.uint8)).resize((side, side))
+        data = io.BytesIO()
+        noise.save(data, "WEBP", quality=80)
+        pictures.append(data.getvalue())
+    print(f"thumbnails of {np.mean([len(one) for one in pictures]):.0f} bytes")
+    thumbnails = pa.array([pictures[index % 64] for index in range(n_images)], pa.binary())
+    images = pa.table({"key": [f"image-{index}" for index in range(n_images)], "thumbnail": thumbnails})
+    captions = [f"a caption of about sixty letters, as people write them, {index}" for index in range(2 * n_images)]
+    texts = pa.table({"key": [str(index) for index in range(2 * n_images)], "text": captions})
+    return {"image": Catalogue(images, np.arange(n_images)), "text": Catalogue(texts, np.arange(2 * n_images))}
+
+
+def visit(index: Path, seconds: int) -> None:
+    """Seconds from a fresh page to each view drawn."""
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        print("no Chromium: pages were not opened")
+        return
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=ARGUMENTS)
+        for view in VIEWS:
+            page = browser.new_context(viewport={"width": 1280, "height": 800}).new_page()
+            begun = time.perf_counter()
+            page.goto(index.as_uri() + view)
+            page.wait_for_selector("#main[data-ready]", timeout=1000 * seconds)
+            print(f"{view}: {time.perf_counter() - begun:.2f} s")
+            page.context.close()
+        browser.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,305 @@
+"""The site in a real browser, opened from disk."""
+
+import csv
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from site_world import HOSTILE, build_world, make_dictionary
+
+from thresher.analyze.site.dashboards import Dictionary
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+if CHROMIUM is None:
+    pytest.skip("needs Chromium", allow_module_level=True)
+
+ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+VIEWS = [
+    "#/overview",
+    "#/features/two",
+    "#/feature/one/3",
+    "#/bridge/one",
+    "#/bridge/one?ego=3",
+    "#/map/one",
+    "#/pairs/one",
+    "#/compare",
+]
+
+
+@pytest.fixture(scope="module")
+def dictionaries():
+    return [make_dictionary("one", 0.8), make_dictionary("two", 1.0, seed=1)]
+
+
+@pytest.fixture(scope="module")
+def index(dictionaries, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_world(tmp_path_factory.mktemp("browser") / "site", dictionaries)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_api.sync_playwright() as playwright:
+        launched = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield launched
+        launched.close()
+
+
+class Visitor:
+    """A page that remembers everything that went wrong and everything that was asked for."""
+
+    def __init__(self, browser, index: Path, scheme: str) -> None:
+        self.index = index
+        self.context = browser.new_context(color_scheme=scheme, viewport={"width": 1280, "height": 1000})
+        self.page = self.context.new_page()
+        self.problems: list[str] = []
+        self.page.on("console", lambda message: self.problems.append(f"{message.type}: {message.text}"))
+        self.page.on("pageerror", lambda error: self.problems.append(str(error)))
+        self.page.on("requestfailed", lambda request: self.problems.append(f"failed: {request.url}"))
+        self.page.on("request", lambda request: None if self.is_local(request.url) else self.problems.append(request.url))
+
+    def is_local(self, url: str) -> bool:
+        return url.startswith((self.index.parent.as_uri(), "data:", "blob:", "about:"))
+
+    def open(self, view: str) -> None:
+        # From elsewhere, so that what was there before is not taken for what is asked for.
+        self.page.goto("about:blank")
+        self.page.goto(self.index.as_uri() + view)
+        self.wait(view)
+
+    def wait(self, view: str) -> None:
+        name = re.match(r"#/(\w+)", view).group(1)
+        self.page.wait_for_selector(f'#main[data-ready="{name}"]')
+
+    def wait_feature(self, feature: int) -> None:
+        self.page.wait_for_selector(f'#feature-title[data-feature="{feature}"]')
+
+    def features(self) -> list[int]:
+        """Features of the rows in the page, from top to bottom."""
+        rows = self.page.locator(".grid-row").evaluate_all("rows => rows.map(row => Number(row.dataset.feature))")
+        return [int(row) for row in rows]
+
+    def selected(self) -> int:
+        return int(self.page.locator('.grid-row[aria-selected="true"]').get_attribute("data-feature"))
+
+    def count(self) -> int:
+        return int(self.page.inner_text("#count").split(" ")[0].replace(",", ""))
+
+
+def find_class(dictionary: Dictionary) -> tuple[str, int]:
+    """The class of most features that fire, and how many it has."""
+    kinds = [kind for kind in dictionary.features["class"].to_pylist() if kind not in ("dead", "rare")]
+    return max(sorted((kind, kinds.count(kind)) for kind in set(kinds)), key=lambda found: found[1])
+
+
+@pytest.fixture
+def visit(browser, index: Path) -> Iterator[Visitor]:
+    visitor = Visitor(browser, index, "light")
+    visitor.page.set_default_timeout(15_000)
+    yield visitor
+    visitor.context.close()
+    assert visitor.problems == []
+
+
+def test_every_view_opens_from_disk_in_the_dark_and_reads_nothing_from_outside(browser, index: Path) -> None:
+    visitor = Visitor(browser, index, "dark")
+    for view in VIEWS:
+        visitor.open(view)
+        assert visitor.page.locator("[role=alert]").count() == 0
+        assert visitor.page.locator("h1, #grid").count() == 1
+    visitor.context.close()
+    assert visitor.problems == []
+
+
+def test_texts_of_the_data_stay_texts(visit: Visitor, dictionaries) -> None:
+    for view in VIEWS:
+        visit.open(view)
+        assert visit.page.evaluate("window.hacked") is None
+        assert visit.page.locator("main script, main img[src='x'], main [onerror]").count() == 0
+    status = dictionaries[0].features["status"].to_pylist()
+    visit.open(f"#/feature/one/{status.index('ok')}")
+    assert HOSTILE.split("\u2028")[0] in visit.page.locator(".captions li").first.text_content()
+    assert HOSTILE.split("\u2028")[0] in visit.page.text_content("#feature-title")
+    assert visit.page.locator(".pictures img").count() > 0
+
+
+def test_search_filters_and_sorting_say_what_the_table_says(visit: Visitor, dictionaries) -> None:
+    table = dictionaries[0].features
+    visit.open("#/features/one")
+    assert visit.count() == table.num_rows
+    visit.page.click('[data-key="rho"] button')
+    rho = table["rho"].to_pylist()
+    expected = sorted(range(len(rho)), key=lambda row: (rho[row] is None, -(rho[row] or 0), row))
+    assert visit.features()[:20] == expected[:20]
+    visit.page.click('[data-key="rho"] button')
+    rising = sorted(range(len(rho)), key=lambda row: (rho[row] is None, rho[row] or 0, row))
+    assert visit.features()[:20] == rising[:20]
+    visit.page.fill("#search", "rho>0.5 q<=0.05")
+    q = table["q"].to_pylist()
+    assert visit.count() == sum(a is not None and a > 0.5 and b <= 0.05 for a, b in zip(rho, q, strict=True))
+    visit.page.fill("#search", "#7")
+    assert visit.features() == [7]
+    visit.page.fill("#search", "image")
+    assert visit.count() == table.num_rows
+    visit.page.fill("#search", "no such name")
+    assert visit.count() == 0
+    visit.page.fill("#search", "")
+    kind, n = find_class(dictionaries[0])
+    visit.page.click(f'.filter[data-class="{kind}"]')
+    assert visit.count() == n
+
+
+def test_a_search_is_part_of_the_address(visit: Visitor, dictionaries) -> None:
+    kind, _ = find_class(dictionaries[0])
+    visit.open(f"#/features/one?q=mu_energy%3E%3D0&class={kind}&sort=feature")
+    assert visit.page.input_value("#search") == "mu_energy>=0"
+    found = visit.features()
+    assert found == sorted(found)
+    kinds = dictionaries[0].features["class"].to_pylist()
+    assert {kinds[row] for row in found} == {kind}
+
+
+def test_the_keyboard_finds_opens_and_returns(visit: Visitor, dictionaries) -> None:
+    page = visit.page
+    visit.open("#/overview")
+    page.keyboard.press("/")
+    page.wait_for_selector("#search:focus")
+    page.keyboard.type(find_class(dictionaries[0])[0])
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#grid:focus")
+    rows = visit.features()
+    assert visit.selected() == rows[0]
+    page.keyboard.press("j")
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("k")
+    assert visit.selected() == rows[1]
+    page.keyboard.press("Enter")
+    visit.wait_feature(rows[1])
+    page.keyboard.press("ArrowRight")
+    visit.wait_feature(rows[2])
+    page.keyboard.press("k")
+    visit.wait_feature(rows[1])
+    page.keyboard.press("Escape")
+    visit.wait("#/features")
+    assert visit.selected() == rows[1]
+    page.keyboard.press("End")
+    last = visit.selected()
+    page.keyboard.press("Home")
+    assert visit.selected() != last
+
+
+def test_links_lead_from_view_to_view(visit: Visitor, dictionaries) -> None:
+    page = visit.page
+    visit.open("#/overview")
+    page.click(f'main a[href="#/features/one?class={find_class(dictionaries[0])[0]}"]')
+    visit.wait("#/features")
+    page.locator(".grid-row a").first.click()
+    visit.wait("#/feature")
+    first = page.inner_text("#feature-title")
+    page.locator(".data .feature-link").last.click()
+    page.wait_for_function("first => document.getElementById('feature-title')?.innerText !== first", arg=first)
+    edge = dictionaries[0].edges["i"][0].as_py()
+    visit.open(f"#/feature/one/{edge}")
+    page.click("text=In the graph")
+    visit.wait("#/bridge")
+    assert page.url.endswith(f"?ego={edge}")
+    page.click("nav >> text=Map")
+    visit.wait("#/map")
+    page.select_option("#sae", "two")
+    page.wait_for_function("location.hash.startsWith('#/map/two')")
+
+
+def test_the_terms_of_a_pair_and_the_rest_are_its_similarity(visit: Visitor) -> None:
+    visit.open("#/pairs/one/1")
+    total, listed, rest = (float(visit.page.inner_text(f"#{name}")) for name in ("total", "listed", "rest"))
+    assert listed + rest == pytest.approx(total, abs=2e-4)
+    shown = visit.page.locator("#terms tbody tr td:last-child").evaluate_all(
+        "cells => cells.map(cell => Number(cell.innerText))"
+    )
+    assert sum(shown) == pytest.approx(listed, abs=1e-3 * len(shown))
+    visit.page.locator(".pick-caption a").nth(1).click()
+    visit.page.wait_for_selector(".pick-caption li:nth-child(2).current")
+    assert float(visit.page.inner_text("#total")) != total
+
+
+def test_what_is_drawn_around_on_the_map_is_listed(visit: Visitor, dictionaries) -> None:
+    visit.open("#/map/one")
+    box = visit.page.locator("canvas").bounding_box()
+    visit.page.keyboard.down("Shift")
+    visit.page.mouse.move(box["x"] + 2, box["y"] + 2)
+    visit.page.mouse.down()
+    visit.page.mouse.move(box["x"] + box["width"] - 2, box["y"] + box["height"] - 2, steps=3)
+    visit.page.mouse.up()
+    visit.page.keyboard.up("Shift")
+    visit.wait("#/features")
+    visit.page.wait_for_selector("#grid")
+    assert visit.count() == int(dictionaries[0].alive().sum())
+
+
+def test_the_graph_shows_the_edges_that_pass_the_filters(visit: Visitor, dictionaries) -> None:
+    visit.open("#/bridge/one?q=0.05&count=5&most=1000")
+    edges = dictionaries[0].edges.to_pylist()
+    passing = [one for one in edges if one["i"] != one["j"] and one["count"] >= 5 and one["q"] <= 0.05]
+    assert passing
+    assert visit.page.inner_text("#graph-status").startswith(f"{len(passing)} of {len(passing)} edges")
+    visit.page.fill("label:has-text('pairs at least') input", "100000")
+    visit.page.keyboard.press("Enter")
+    visit.page.wait_for_function("document.getElementById('graph-status').innerText.startsWith('0 of 0')")
+
+
+def test_choosing_a_point_marks_its_column(visit: Visitor) -> None:
+    visit.open("#/compare")
+    visit.page.locator('.point[data-sae="two"]').focus()
+    visit.page.keyboard.press("Enter")
+    visit.page.wait_for_selector('.point[data-sae="two"][aria-pressed="true"]')
+    assert visit.page.locator("#compare th.current").inner_text() == "two"
+    visit.page.click("#compare thead button >> text=one")
+    visit.page.wait_for_selector('.point[data-sae="one"][aria-pressed="true"]')
+
+
+def test_the_saved_table_holds_every_row_that_is_listed(visit: Visitor, tmp_path: Path) -> None:
+    visit.open("#/features/one?q=mu_energy%3E0.3&sort=-mu_energy")
+    with visit.page.expect_download() as download:
+        visit.page.click("#csv")
+    download.value.save_as(tmp_path / "table.csv")
+    with (tmp_path / "table.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == visit.count()
+    assert [int(row["feature"]) for row in rows][:10] == visit.features()[:10]
+    assert rows[0]["name_image"].startswith(HOSTILE)
+    assert all(float(row["mu_energy"]) > 0.3 for row in rows)
+
+
+def test_only_rows_in_sight_are_in_the_page(visit: Visitor) -> None:
+    visit.open("#/features/one")
+    before = visit.features()
+    assert len(before) < visit.count() or visit.count() < 60
+    visit.page.focus("#grid")
+    visit.page.keyboard.press("End")
+    assert visit.features()[-1] == visit.selected()
+
+
+def test_a_theme_that_was_chosen_wins_over_the_system(visit: Visitor) -> None:
+    visit.open("#/overview")
+    color = "getComputedStyle(document.body).backgroundColor"
+    light = visit.page.evaluate(color)
+    visit.page.click("#theme")
+    visit.wait("#/overview")
+    assert visit.page.evaluate(color) != light
+    visit.page.click("#theme")
+    assert visit.page.evaluate(color) == light
+
+
+def test_a_page_that_is_not_there_says_so(visit: Visitor) -> None:
+    visit.open("#/feature/one/99999")
+    assert "no feature 99999" in visit.page.inner_text("[role=alert]")
