@@ -3,6 +3,8 @@
 import hashlib
 import json
 import re
+import runpy
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +103,18 @@ def test_each_step_of_a_pursuit_has_its_energy_and_leaves_less(scenes_report: Pa
     features = pq.read_table(scenes_report.parent / "mp" / "features.parquet").to_pydict()
     steps = [value for value in features["step_image"] if value is not None]
     assert 0 <= min(steps) <= max(steps) <= 11
+
+
+def test_the_tables_of_the_claims_can_be_made_from_these_files(
+    scenes_report: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["claims.py", str(scenes_report.parent)])
+    runpy.run_path(str(DOCS.parent.parent / "benchmarks" / "claims.py"), run_name="__main__")
+    printed = capsys.readouterr().out
+    assert "Steps of mp" in printed
+    n_shared = read_groups(scenes_report, "mp")["classes"]["shared"]["n"]
+    line = next(line for line in printed.splitlines() if line.startswith("| n shared "))
+    assert str(n_shared) in [cell.strip() for cell in line.split("|")]
 
 
 def test_the_manifest_names_every_file_with_its_digest_and_warnings_have_names(scenes_report: Path) -> None:
