@@ -81,7 +81,7 @@ class Book:
 
 def measure_pictures(catalogue: Catalogue) -> Int[np.ndarray, " item"]:
     """Bytes that each image's thumbnail will take on the site at most."""
-    lengths = pc.binary_length(catalogue.table["thumbnail"].take(pa.array(catalogue.items)))
+    lengths = pc.call_function("binary_length", [catalogue.table["thumbnail"].take(pa.array(catalogue.items))])
     return np.ceil(np.asarray(lengths.fill_null(0).to_numpy(zero_copy_only=False), dtype=np.float64) / 3).astype(np.int64) * 4
 
 
