@@ -13,6 +13,7 @@ SMALLEST = {
     "gpu.py": ["--device", "cpu", "--shapes", "8,32,3,16", "--rounds", "1", "--methods", "residual", "gram"],
     "gpu_compile.py": ["32,128,4,64"],
     "harvest.py": ["--parts=forward,write", "--model=ViT-S-32", "--hooks=vision.0", "--images=2", "--rounds=1", "--mb=1"],
+    "packing.py": ["--documents=6", "--batch=3", "--width=64", "--blocks=1", "--rounds=1", "--context=32", "--length=32"],
     "parallel.py": ["16,64,2,32", "--rounds", "1", "--kinds", "mp"],
     "pursuit.py": ["--sizes", "32,128,4,64", "--repeats", "1"],
     "site.py": ["64", "--images=40", "--thumbnail=32"],
