@@ -70,8 +70,8 @@ def choose(
 ) -> dict[str, dict[str, list[Chosen]]]:
     """The items of all features; `sizes` are the bytes of the images.
 
-    Fewer items each when the thumbnails would take more than the budget, the same number for all features and both modalities, so
-    that pages stay comparable.
+    Fewer items each when the thumbnails would take more than the budget, the same number for all features and both modalities,
+    so that pages stay comparable.
     """
     n_top, n_samples = site.items, site.samples
     while True:
