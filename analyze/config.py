@@ -73,7 +73,7 @@ class Site:
     """Further ones from each quarter of those it fires on."""
     thumbnail: int = 128
     """Pixels on the longest side of an image; larger thumbnails are made smaller, none is made larger."""
-    budget: int = 150
+    budget: int = 130
     """Megabytes that images may take; with more, fewer are shown per feature."""
     nearest: int = 8
     """Nearest atoms per feature."""
