@@ -214,7 +214,7 @@ class AnalyzeConfig:
     gallery: Gallery = Gallery()
     """What the report shows of single features."""
     figures: Literal["all", "few", "none"] = "all"
-    """Numbered figures for papers (docs/figures.md): all, those about sharedness (1, 2, 5, 6, 8), or none; about a second each."""
+    """Numbered figures for papers (docs/figures.md): all, those on sharedness (1, 2, 5, 6, 8), or none; about a second each."""
     site: Site = Site()
     """The pages to click through."""
     splice: Splice = Splice()

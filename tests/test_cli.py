@@ -39,7 +39,13 @@ HARVEST = {
     "items_per_shard": 16,
     "thumbnail": 16,
 }
-ANALYZE = {"n_bootstrap": 20, "thresholds": {"min_items": 2}}
+ANALYZE = {
+    "n_bootstrap": 20,
+    "thresholds": {"min_items": 2},
+    "figures": "none",
+    "site": {"build": False},
+    "functional": {"images": 0},
+}
 CONFIG = {"out": "out", "harvest": HARVEST, "train": {"mp": TRAIN}, "analyze": ANALYZE}
 
 

@@ -40,7 +40,13 @@ def write(path: Path, **changes: Any) -> Path:
         },
         "train": {name: COMMON | {"sae": sae} for name, sae in kinds.items()},
         "match_l0": "free",
-        "analyze": {"n_bootstrap": 20, "thresholds": {"min_items": 2}},
+        "analyze": {
+            "n_bootstrap": 20,
+            "thresholds": {"min_items": 2},
+            "figures": "none",
+            "site": {"build": False},
+            "functional": {"images": 0},
+        },
     }
     path.write_text(yaml.safe_dump(values | changes, sort_keys=False))
     return path

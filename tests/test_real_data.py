@@ -58,7 +58,7 @@ def clip(data: Path, work: Path) -> Path:
 def emoji(data: Path, work: Path, clip: Path) -> Path:
     places = [f"harvest.source.folder={data / 'emoji'}", f"harvest.model.name=local-dir:{clip}", f"out={work / 'emoji'}"]
     small = [f"train.{name}.epochs=1" for name in ("mp", "relu", "topk", "batch_topk")]
-    small += ["harvest.limit=512", "harvest.order=shuffled", "analyze.n_bootstrap=20"]
+    small += ["harvest.limit=512", "harvest.order=shuffled", "analyze.n_bootstrap=20", "analyze.figures=few"]
     return pipeline.run(pipeline.load(find_config("emoji.yaml"), [*places, *small]))
 
 
@@ -128,6 +128,7 @@ def stories(data: Path, work: Path) -> Path:
         "train.topk.epochs=4",
         "analyze.splice.documents=12",
         "analyze.n_bootstrap=50",
+        "analyze.figures=few",
     ]
     small += [f"train.{name}.stream.batch_size=512" for name in ("mp", "topk")]
     return pipeline.run(pipeline.load(find_config("stories.yaml"), [*places, *small]))

@@ -20,7 +20,7 @@ from thresher.train.checkpoint import load_sae
 
 
 def configure(store: Path, saes: dict[str, Path], out: Path, **fields: Any) -> AnalyzeConfig:
-    values = {"store": store, "saes": saes, "out": out, "n_bootstrap": 20, "functional": {"images": 0}}
+    values = {"store": store, "saes": saes, "out": out, "n_bootstrap": 20, "functional": {"images": 0}, "figures": "few"}
     return validate(AnalyzeConfig, values | fields, "test")
 
 

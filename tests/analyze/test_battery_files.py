@@ -25,7 +25,15 @@ SAES = ("topk", "mp")
 
 def configure(store: Path, saes: dict[str, Path], out: Path, **fields: Any) -> AnalyzeConfig:
     battery = {"calibration_pairs": 0, "n_derangements": 1} | fields.pop("battery", {})
-    values = {"store": store, "saes": saes, "out": out, "n_bootstrap": 20, "battery": battery, "functional": {"images": 0}}
+    values = {
+        "store": store,
+        "saes": saes,
+        "out": out,
+        "n_bootstrap": 20,
+        "battery": battery,
+        "functional": {"images": 0},
+        "figures": "none",
+    }
     return validate(AnalyzeConfig, values | fields, "test")
 
 
@@ -157,7 +165,7 @@ def test_a_store_without_pairs_has_scores_and_says_why_it_has_no_more(make_store
     assert "modality" in results["saes"]["one"]
     assert "battery" not in results["saes"]["one"]
     assert "no-pairs" in {one["id"] for one in json.loads((tmp_path / "out" / "warnings.json").read_text())}
-    assert not (tmp_path / "out" / "one").exists()
+    assert not any((tmp_path / "out" / "one" / name).exists() for name in ("features.parquet", "edges.parquet", "groups.json"))
 
 
 def test_external_embeddings_judge_meaning_and_those_of_other_items_are_refused(

@@ -59,7 +59,14 @@ def judge(folder: Path, embeddings: np.ndarray) -> dict[str, Any]:
     }
     sae = train(validate(TrainConfig, values, "test"))
     battery = {"ess_below": 8.0, "calibration_pairs": 0, "n_derangements": 5}
-    config = {"store": store, "saes": {"sae": sae}, "out": folder / "out", "n_bootstrap": 50, "battery": battery}
+    config = {
+        "store": store,
+        "saes": {"sae": sae},
+        "out": folder / "out",
+        "n_bootstrap": 50,
+        "battery": battery,
+        "figures": "none",
+    }
     report = analyze(validate(AnalyzeConfig, config | {"thresholds": {"rare_below": 10}}, "test"))
     return json.loads((report.parent / "sae" / "groups.json").read_text())
 

@@ -22,7 +22,7 @@ SAES = ("topk", "mp")
 
 def configure(store: Path, sae: Path, out: Path, **fields: Any) -> AnalyzeConfig:
     battery = {"calibration_pairs": 0, "n_derangements": 0}
-    values = {"store": store, "saes": {"topk": sae}, "out": out, "n_bootstrap": 20, "battery": battery}
+    values = {"store": store, "saes": {"topk": sae}, "out": out, "n_bootstrap": 20, "battery": battery, "figures": "none"}
     return validate(AnalyzeConfig, values | {"site": {"build": False}} | fields, "test")
 
 

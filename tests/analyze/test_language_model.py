@@ -44,7 +44,11 @@ def sae(store: Path, make_sae, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 def configure(store: Path, sae: Path, out: Path, **fields) -> AnalyzeConfig:
-    return validate(AnalyzeConfig, {"store": store, "saes": {"topk": sae}, "out": out, "n_bootstrap": 20} | fields, "test")
+    return validate(
+        AnalyzeConfig,
+        {"store": store, "saes": {"topk": sae}, "out": out, "n_bootstrap": 20, "figures": "none"} | fields,
+        "test",
+    )
 
 
 def test_losses_are_ordered_as_they_must_be_and_the_clean_one_is_the_models_own(store: Path, sae: Path, tmp_path: Path) -> None:

@@ -123,7 +123,13 @@ def analyses(folder: Path) -> Analyses:
     external = {name: str(folder / f"{name}.npy") for name in HOOKS}
     battery = {"external": external, "calibration_pairs": 0, "n_derangements": 0, "ess_below": 5.0}
     values = {"store": folder / "store", "saes": {kind: folder / kind for kind in KINDS}, "out": folder / "out", "rows": "all"}
-    values |= HOOKS | {"n_bootstrap": 20, "chunk_rows": 64, "battery": battery, "thresholds": {"rare_below": RARE_BELOW}}
+    values |= HOOKS | {
+        "n_bootstrap": 20,
+        "figures": "none",
+        "chunk_rows": 64,
+        "battery": battery,
+        "thresholds": {"rare_below": RARE_BELOW},
+    }
     config = validate(AnalyzeConfig, values, "test")
     inputs, resample = open_inputs(config), Resample(config.n_bootstrap, config.seed)
     panels = open_panels(inputs.store, list(inputs.hook_points.values()), inputs.holdout, inputs.seed, None)

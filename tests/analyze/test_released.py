@@ -41,7 +41,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def make_config(folder: Path, saes: dict[str, str], **more: object) -> AnalyzeConfig:
     battery = {"calibration_pairs": 0, "n_derangements": 0}
-    values = {"store": str(folder / "store"), "saes": saes, "n_bootstrap": 20, "battery": battery, "device": "cpu"}
+    values = {
+        "store": str(folder / "store"),
+        "saes": saes,
+        "n_bootstrap": 20,
+        "battery": battery,
+        "device": "cpu",
+        "figures": "none",
+    }
     return validate(AnalyzeConfig, values | more, "test")
 
 

@@ -40,7 +40,13 @@ BASE: dict[str, Any] = {
             "device": "cpu",
         }
     },
-    "analyze": {"n_bootstrap": 20, "thresholds": {"min_items": 2}},
+    "analyze": {
+        "n_bootstrap": 20,
+        "thresholds": {"min_items": 2},
+        "figures": "none",
+        "site": {"build": False},
+        "functional": {"images": 0},
+    },
 }
 
 
