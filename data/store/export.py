@@ -22,10 +22,11 @@ from thresher.data.store.layout import MODALITIES
 from thresher.data.store.reader import Store, open_store
 from thresher.data.store.schema import HookPointInfo
 from thresher.data.store.tables import SCHEMA
+from thresher.data.store.view import link_activations
 from thresher.errors import StoreError
 from thresher.progress import progress
 
-Form = Literal["hdf5", "safetensors", "npy", "parquet"]
+Form = Literal["hdf5", "hdf5-view", "safetensors", "npy", "parquet"]
 """What to write."""
 BLOCK_BYTES = 16 << 20
 """Activations that are in memory at once, and about the size of a chunk of HDF5 and of a row group of Parquet times 4."""
@@ -67,8 +68,9 @@ def export_store(path: str | Path, out: Path, form: Form, *, hook_points: Sequen
     """Write all hook points (or some) of a complete store to `out` and return it: a file for HDF5, a folder for the others.
 
     Each hook point has its `activations` [row, width], `item`, `position` and what else describes its rows; items and pairs
-    come along as Parquet, in HDF5 as datasets. bfloat16 becomes float32, which holds it exactly. `out` appears when it is
-    whole. Raises StoreError: `out` exists, no such hook point, whatever reading raises.
+    come along as Parquet, in HDF5 as datasets. bfloat16 becomes float32, which holds it exactly. `hdf5-view` copies no
+    activations: its datasets read the files of the store, which has to stay where it is. `out` appears when it is
+    whole. Raises StoreError: `out` exists, no such hook point, a view of a store in a bucket, whatever reading raises.
     """
     if out.exists():
         raise StoreError(f"{out}: exists already; choose another folder or file to export to, or delete it")
@@ -83,18 +85,20 @@ def export_store(path: str | Path, out: Path, form: Form, *, hook_points: Sequen
     out.parent.mkdir(parents=True, exist_ok=True)
     writers: Mapping[Form, Callable[[_Source, Path], Iterator[int]]] = {
         "hdf5": _to_hdf5,
+        "hdf5-view": _to_hdf5_view,
         "safetensors": _to_safetensors,
         "npy": _to_npy,
         "parquet": _to_parquet,
     }
     try:
-        if form != "hdf5":
+        is_hdf5 = form in ("hdf5", "hdf5-view")
+        if not is_hdf5:
             partial.mkdir()
         with progress(f"export {out.name}", sum(source.info.rows for source in sources), "rows") as advance:
             for source in sources:
                 for n in writers[form](source, partial):
                     advance(n)
-        (_tables_to_hdf5 if form == "hdf5" else _tables_to_parquet)(store, partial)
+        (_tables_to_hdf5 if is_hdf5 else _tables_to_parquet)(store, partial)
         partial.replace(out)
     except OSError as error:
         raise StoreError(f"{out}: cannot be written ({error.strerror}); nothing is left of it") from error
@@ -126,6 +130,18 @@ def _to_hdf5(source: _Source, out: Path) -> Iterator[int]:
             for name, values in block.items():
                 group[name][start : start + len(values)] = values
             yield len(block["item"])
+
+
+def _to_hdf5_view(source: _Source, out: Path) -> Iterator[int]:
+    info = source.info
+    described = source.store.read_described(info.name, 0, info.rows)
+    with h5py.File(out, "a") as file:
+        group: Any = file.create_group(f"layers/{_file_name(info.name)}")
+        group.attrs.update(source.describe())
+        for name, values in {"item": source.store.item_of(info.name), **described}.items():
+            group[name] = values
+        link_activations(group, source.store, info)
+    yield info.rows
 
 
 def _to_npy(source: _Source, out: Path) -> Iterator[int]:

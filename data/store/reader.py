@@ -19,7 +19,7 @@ from torch import Tensor
 from thresher.data.records import Concept, Modality
 from thresher.data.store.cache import CacheConfig
 from thresher.data.store.header import Header, read_header
-from thresher.data.store.layout import MODALITIES, MOMENTS, activations_path, has_token_ids, rows_path
+from thresher.data.store.layout import MODALITIES, MOMENTS, activations_path, arrays_of, has_token_ids, rows_path
 from thresher.data.store.manifest import Manifest, combine_moments, count_rows, read_manifest
 from thresher.data.store.moments import Moments, State, load_states, summarize
 from thresher.data.store.places import open_cached, open_storage, parse_location
@@ -62,6 +62,14 @@ class Store:
         self._array = functools.lru_cache(maxsize=None)(functools.partial(open_array, storage))
         rows = {space: self._count_rows(space) for space in committed.spaces}
         self.hook_points = {spec.name: HookPointInfo(*spec, rows=rows[spec.space]) for spec in header.hook_points}
+
+    def list_shards(self, hook_point: str) -> list[tuple[str, int]]:
+        """(path in the store, rows) of each shard of a hook point; its rows are the first bytes of the file, without gaps."""
+        info = self._info(hook_point)
+        arrays = arrays_of(info.space, self._header.hook_points, self._header.layout)
+        (array,) = (array for array in arrays if array.hook_point == hook_point)
+        starts = range(0, info.rows, array.shard_rows)
+        return [(array.shard_path(block), min(array.shard_rows, info.rows - start)) for block, start in enumerate(starts)]
 
     def rows(self, hook_point: str) -> int:
         """Number of activations of a hook point."""

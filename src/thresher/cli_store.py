@@ -21,6 +21,7 @@ class Form(StrEnum):
     """What a store can be exported to."""
 
     HDF5 = "hdf5"
+    HDF5_VIEW = "hdf5-view"
     SAFETENSORS = "safetensors"
     NPY = "npy"
     PARQUET = "parquet"
@@ -139,11 +140,11 @@ def store_merge(
 @guard
 def store_export(
     path: StorePlace,
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="New file (hdf5) or folder (all others).")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="New file (hdf5, hdf5-view) or folder (all others).")],
     form: Annotated[Form, typer.Option("--to", help="What to write.")],
     hook_points: HookPoints = None,
 ) -> None:
-    """Write a store as HDF5, safetensors, npy or Parquet (which Hugging Face `datasets` loads)."""
+    """Write a store as HDF5 (a copy, or a view that reads its files), safetensors, npy or Parquet (for `datasets`)."""
     from thresher.data.store import export_store
 
     typer.echo(export_store(path, out, form.value, hook_points=hook_points))

@@ -29,7 +29,7 @@ from thresher.testing.store import CONCEPTS, HOOK_POINTS, IDENTITY, expected_ite
 
 N_BATCHES = 5
 NAMES = [spec.name for spec in HOOK_POINTS]
-FORMS = ("hdf5", "safetensors", "npy", "parquet")
+FORMS = ("hdf5", "hdf5-view", "safetensors", "npy", "parquet")
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def folder_of(hook_point: str) -> str:
 
 
 def read_export(out: Path, form: str, name: str) -> dict[str, np.ndarray]:
-    if form == "hdf5":
+    if form.startswith("hdf5"):
         with h5py.File(out) as file:
             return {key: node[:] for key, node in file[f"layers/{folder_of(name)}"].items()}
     if form == "safetensors":
@@ -70,6 +70,17 @@ def test_an_export_holds_every_row(path, form, tmp_path, monkeypatch):
         assert ("token_id" in found) == (spec.space == "text.tokens")
     with pytest.raises(StoreError, match="exists already"):
         export_store(path, out, form)
+
+
+def test_a_view_has_no_activations_of_its_own(path, tmp_path):
+    out = export_store(path, tmp_path / "view.h5", "hdf5-view")
+    with h5py.File(out) as file:
+        for spec in HOOK_POINTS:
+            activations = file[f"layers/{folder_of(spec.name)}/activations"]
+            files = {name for name, _, _ in activations.external}
+            assert activations.id.get_storage_size() == sum(n for _, _, n in activations.external)
+            assert all(Path(name).is_relative_to(path) for name in files)
+            assert len(files) == len(open_store(path).list_shards(spec.name)) > 1
 
 
 def test_items_and_pairs_come_along(path, tmp_path):
