@@ -1,5 +1,8 @@
 """Atoms in the plane, as they are and with the direction of the modality gap taken out."""
 
+# pyright: reportMissingImports=none
+# umap-learn is an extra that need not be installed
+
 import importlib.util
 from collections.abc import Mapping
 from typing import Any
