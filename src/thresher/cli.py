@@ -103,12 +103,16 @@ def online(config: ConfigFile, overrides: Overrides = None) -> None:
 @app.command(cls=_with_fields("thresher.train.sweep.config:SweepConfig"))
 @guard
 def sweep(config: ConfigFile, overrides: Overrides = None) -> None:
-    """Fit many sparse autoencoders on one pass over a store and compare them at equal L0. Run again to resume or to add."""
+    """Fit many sparse autoencoders on one pass over a store and compare them at equal L0. Run again to resume or to add.
+
+    On several devices or machines: accelerate launch -m thresher sweep CONFIG.yaml; each trains its share of the members.
+    """
     from thresher.train.sweep.run import load, read_table, run
 
     out = run(load(config, overrides or ()))
-    print_table(read_table(out))
-    typer.echo(f"\ntable: {out / 'table.md'}")
+    if is_first_process():
+        print_table(read_table(out))
+        typer.echo(f"\ntable: {out / 'table.md'}")
 
 
 _analyze_app = typer.Typer(add_completion=False, rich_markup_mode=None)

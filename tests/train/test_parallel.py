@@ -1,5 +1,6 @@
 """Laws of training by several processes: the result is that of one, whoever has which rows and which atoms."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -15,11 +16,12 @@ import torch
 from thresher.config import dump_config
 from thresher.data.stream import StreamConfig
 from thresher.errors import ConfigError
-from thresher.train.arch import MatchingPursuit, Relu, TopK
+from thresher.train.arch import PCA, BatchTopKCrosscoder, MatchingPursuit, Relu, TopK
 from thresher.train.checkpoint import load_sae
 from thresher.train.config import TrainConfig
 from thresher.train.parallel.coders import check_shards
 from thresher.train.run import run
+from thresher.train.sweep.config import GridConfig, SearchConfig, SweepConfig
 
 
 class Launched(NamedTuple):
@@ -120,6 +122,40 @@ def test_a_launch_trains_what_one_process_trains_also_after_a_kill(launch: Launc
     assert load_sae(tmp_path / "atoms").iteration == 8
     run(configure(tmp_path / "store", tmp_path / "atoms"))
     compare_runs(tmp_path / "atoms", alone)
+
+
+def test_accelerate_launch_trains_what_one_process_trains(make_store, tmp_path: Path) -> None:
+    alone = run(configure(make_store(), tmp_path / "alone"))
+    config = tmp_path / "train.yaml"
+    config.write_text(dump_config(configure(tmp_path / "store", tmp_path / "two")))
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    command = [*launcher, "--main_process_port", "0", "-m", "thresher", "train", str(config)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.split() == [str(tmp_path / "two")]
+    compare_runs(tmp_path / "two", alone)
+
+
+def test_processes_share_out_the_members_of_a_sweep_and_change_no_bit_of_them(
+    launch: Launch, make_store, tmp_path: Path
+) -> None:
+    """Searched, with a crosscoder's stream and a dictionary that is fitted once, in two processes and in one."""
+    base = configure(make_store(), tmp_path, patience=None, tensorboard=False, rows=48 * 6)
+    grid = GridConfig(l0=(2.0,), lr=(3e-3, 1e-2))
+    saes = {"mp": MatchingPursuit(d_sae=32, k=2), "both": BatchTopKCrosscoder(d_sae=32), "pca": PCA(d_sae=8, k=2)}
+    search = SearchConfig(rungs=(0.5,), l0_tries=1)
+    settings = SweepConfig(out=tmp_path, base=base, architectures=saes, grid=grid, seeds=(0, 1), search=search, corrections=0)
+    for name, n in (("one", 1), ("two", 2)):
+        config = tmp_path / f"{name}.yaml"
+        out = dataclasses.replace(settings, out=tmp_path / name)
+        config.write_text(dump_config(out).replace(f"  out: {tmp_path}\n", ""))
+        assert passed(ended := launch(n, "run_command", "sweep", str(config)))
+    assert "table:" in ended.logs[0]
+    assert ended.logs[1] == ""
+    files = {path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("model.safetensors")}
+    assert len(files) >= 8
+    for file in files:
+        assert (tmp_path / "two" / file).read_bytes() == (tmp_path / "one" / file).read_bytes(), file
 
 
 def test_what_cannot_be_shared_is_refused_with_a_way_out(launch: Launch, make_store, tmp_path: Path) -> None:

@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from thresher.errors import CheckpointError, ConfigError
-from thresher.ranks import count_ranks
+from thresher.errors import CheckpointError
 from thresher.runs import refuse_foreign, write_provenance
 from thresher.team import open_team
 from thresher.train.sweep.config import SweepConfig, load
@@ -34,18 +33,22 @@ def run(settings: SweepConfig) -> Path:
 
     Run again it goes on where it was stopped, bit for bit on a CPU, and trains only what is missing: with more architectures,
     values or seeds in the configuration, the members that are there stay as they are, and the new ones come out as if they
-    had been there from the start. Raises ConfigError; CheckpointError: a member's folder holds another training; StoreError.
+    had been there from the start. Processes that are launched together share the members out; what comes of it is the same.
+    Raises ConfigError; CheckpointError: a member's folder holds another training; StoreError; ThresherError: another process
+    has ended.
     """
-    if count_ranks() > 1:
-        raise ConfigError("a sweep runs in one process; start `thresher sweep` without accelerate launch or torchrun")
-    refuse_foreign(settings.out, [RESULT, MEMBERS, "search"])
     groups = list_groups(settings)
     with open_team() as team:
+        team.agree(lambda: refuse_foreign(settings.out, [RESULT, MEMBERS, "search"]))
         source = Source(settings.base, team)
         chosen, trials = search(settings, groups, source)
         trained = _train_groups(settings, [chosen[group.name] for group in groups], source)
-    write_provenance(settings.out, settings, {"store": source.store.fingerprint})
-    write_report(settings, [_account(one, trials) for one in trained], trials)
+
+        def report() -> None:
+            write_provenance(settings.out, settings, {"store": source.store.fingerprint})
+            write_report(settings, [_account(one, trials) for one in trained], trials)
+
+        team.agree(report)
     return settings.out
 
 

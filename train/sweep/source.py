@@ -38,20 +38,22 @@ class Source:
     def __init__(self, base: TrainConfig, team: Team) -> None:
         self.store = open_stores(base.store, cache=base.cache)
         self.device = find_device(base.device)
-        self._layout = Layout(team, 1, self.device)
+        self.team = team
+        """The processes that share the members; each trains its own alone."""
+        self._layout = Layout(Team(0, 1, None), 1, self.device)
         self._shared: dict[tuple[str, ...], Shared] = {}
 
     def arrange(self, config: TrainConfig) -> tuple[TrainConfig, Shared]:
         """A member's training as it is run, and what it shares with others of its stream (measured for the first of them).
 
-        Raises ConfigError, StoreError.
+        All processes do this with the same members in the same order. Raises ConfigError, StoreError.
         """
         arranged, store = arrange(config, self.store)
         names = name_hook_points(arranged, store)
         if names not in self._shared:
             stream = open_stream(arranged, store, self.device)
             stream.close()
-            normalizer = measure_normalizer(arranged, store).to(self.device)
+            normalizer = self.team.agree(lambda: measure_normalizer(arranged, store)).to(self.device)
             sample = sample_held_out(arranged, store)
             self._shared[names] = Shared(names, store, self._layout, normalizer, sample, stream.n_rows, self.device)
         return arranged, self._shared[names]

@@ -10,7 +10,6 @@ from torch import nn
 from thresher.data.stream import ActivationStream, StreamBatch
 from thresher.progress import log, progress
 from thresher.runs import refuse_foreign
-from thresher.train import run as single
 from thresher.train.checkpoint import CONFIG, load_sae
 from thresher.train.config import TrainConfig
 from thresher.train.fitting import is_fitted_once
@@ -18,6 +17,7 @@ from thresher.train.inputs import open_stream, refuse_other_run
 from thresher.train.interrupt import defer_interrupts
 from thresher.train.log import LOG
 from thresher.train.resume import STATE
+from thresher.train.run import run_on
 from thresher.train.sweep.member import Member
 from thresher.train.sweep.outcome import COST, Cost, Outcome, read_outcome, write_cost
 from thresher.train.sweep.source import Shared, Source
@@ -30,26 +30,36 @@ def train_together(configs: Sequence[TrainConfig], source: Source, label: str) -
     The configurations differ in `sae`, `out`, `optimizer` and `init_seed` only. Each ends bit for bit (on a CPU) as if trained
     alone. Members that were stopped at different iterations go on together: the stream starts where the first of them is,
     and the others wait. One whose loss stops being finite leaves; the others go on. On Ctrl-C saves all, then raises
-    KeyboardInterrupt. Raises CheckpointError: a folder holds another run.
+    KeyboardInterrupt. Several processes take turns at the members, each with a stream of its own; all get all outcomes.
+    Raises CheckpointError: a folder holds another run; ThresherError: another process has ended.
     """
+    team = source.team
+    arranged = [source.arrange(config) for config in configs]
+    before = team.agree(lambda: [_look(config, shared) for config, shared in arranged])
+    missing = [pair for pair, outcome in zip(arranged, before, strict=True) if outcome is None]
+    if missing:
+        log(f"{label}: {len(missing)} of {len(configs)} to train{f' by {team.n_ranks} processes' * (team.n_ranks > 1)}")
+    own = missing[team.rank :: team.n_ranks]
     streams: dict[tuple[str, ...], tuple[Shared, list[TrainConfig]]] = {}
-    fitted: list[TrainConfig] = []
-    for config, shared in map(source.arrange, configs):
-        refuse_foreign(config.out, [CONFIG, LOG, STATE, COST])
-        refuse_other_run(config, shared.store)
-        if read_outcome(config.out) is None:
-            own = fitted if is_fitted_once(config) else streams.setdefault(shared.hook_points, (shared, []))[1]
-            own.append(config)
-    n_missing = len(fitted) + sum(len(missing) for _, missing in streams.values())
-    if n_missing:
-        log(f"{label}: {n_missing} of {len(configs)} to train")
-    for shared, missing in streams.values():
+    for config, shared in own:
+        if not is_fitted_once(config):
+            streams.setdefault(shared.hook_points, (shared, []))[1].append(config)
+    for shared, configs_of_stream in streams.values():
         with torch.random.fork_rng(["cuda"] if source.device.type == "cuda" else []):
-            torch.manual_seed(missing[0].seed)
-            _train(missing, shared, label)
-    for config in fitted:
-        _fit(config, source.device)
-    return [_find(config) for config in configs]
+            torch.manual_seed(configs_of_stream[0].seed)
+            _train(configs_of_stream, shared, label)
+    for config, shared in own:
+        if is_fitted_once(config):
+            _fit(config, shared)
+    found = {outcome.folder: outcome for each in team.gather([_find(config) for config, _ in own]) for outcome in each}
+    return [outcome or found[config.out] for (config, _), outcome in zip(arranged, before, strict=True)]
+
+
+def _look(config: TrainConfig, shared: Shared) -> Outcome | None:
+    """What a member came to, None while it has not come to its end. Raises CheckpointError: its folder holds another run."""
+    refuse_foreign(config.out, [CONFIG, LOG, STATE, COST])
+    refuse_other_run(config, shared.store)
+    return read_outcome(config.out)
 
 
 def _find(config: TrainConfig) -> Outcome:
@@ -58,11 +68,11 @@ def _find(config: TrainConfig) -> Outcome:
     return outcome
 
 
-def _fit(config: TrainConfig, device: torch.device) -> None:
+def _fit(config: TrainConfig, shared: Shared) -> None:
     """A dictionary that is fitted once takes its rows from a stream of its own; reading them is in its seconds."""
-    stopwatch = Stopwatch(device)
+    stopwatch = Stopwatch(shared.device)
     with stopwatch.running():
-        single.run(config)
+        run_on(config, shared.store, shared.layout.team)
     trained = load_sae(config.out)
     r2 = {name: each["r2"] for name, each in trained.evaluation["hook_points"].items()}
     point = {"iteration": 1, "seconds": stopwatch.read(), "l0": trained.evaluation["l0"], "r2": r2}
