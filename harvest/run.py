@@ -46,11 +46,19 @@ def run(config: HarvestConfig, *, source: Source | None = None) -> str | Path:
     opened = _open(config, source)
 
     def open_writer(share: Share | None) -> StoreWriter:
-        size = config.items_per_shard
-        return StoreWriter(config.out, opened.identity, opened.specs, opened.concepts, items_per_shard=size, share=share)
+        return StoreWriter(
+            config.out,
+            opened.identity,
+            opened.specs,
+            opened.concepts,
+            items_per_shard=config.items_per_shard,
+            profile=config.profile,
+            portable_dtype=config.portable_dtype,
+            share=share,
+        )
 
     with open_team() as team:
-        if team.agree(lambda: _is_finished(config.out, opened.identity)):
+        if team.agree(lambda: _is_finished(config, opened.identity)):
             log(f"harvest: {config.out} is complete")
             return config.out
         with _decoder(config, opened.adapter, opened.prepare) as prepare:
@@ -197,13 +205,14 @@ def _identify_rows(config: HarvestConfig, bounds: Mapping[str, float]) -> dict[s
     return outliers | subset | pool | passes | compiled
 
 
-def _is_finished(out: str | Path, identity: Mapping[str, Any]) -> bool:
+def _is_finished(config: HarvestConfig, identity: Mapping[str, Any]) -> bool:
     """Whether the folder holds this very harvest, complete; what is wrong with anything else, the writer says."""
     try:
-        store = open_store(out, incomplete="prefix")
+        store = open_store(config.out, incomplete="prefix")
     except StoreError:
         return False
-    return store.is_complete and store.identity == identity
+    is_alike = (store.profile, store.portable_dtype) == (config.profile, config.portable_dtype)
+    return store.is_complete and store.identity == identity and is_alike
 
 
 def _fill(writer: StoreWriter, work: Work, team: Team) -> str:

@@ -4,7 +4,7 @@ from typing import Literal
 
 from thresher.config import config
 from thresher.data.sources import SourceConfig
-from thresher.data.store import StoreLocation
+from thresher.data.store import Profile, StoreLocation
 from thresher.errors import ConfigError
 from thresher.harvest.adapters import ModelConfig
 from thresher.harvest.adapters.base import Precision
@@ -68,6 +68,14 @@ class HarvestConfig:
     """An activation with NaN or infinity: stop, or leave its row out and count it."""
     items_per_shard: int | None = None
     """Records per shard, which is what a kill can cost; chosen by size (at most 256 MiB, 8192 records) when not given."""
+    profile: Profile = "raw"
+    """How rows lie in the store; values are the same. `raw`, as they are, is read and written at the speed of the disk.
+    `compact` (lz4) and `archive` (zstd, transposed; the smallest and slowest) take less room, bfloat16 about three quarters,
+    float16 little less; they cannot be mapped into memory, read past the page cache (O_DIRECT) or be seen as HDF5 without a
+    copy, and training reads them more slowly."""
+    portable_dtype: bool = False
+    """Call bfloat16 uint16 in the store's zarr metadata, for readers that do not know bfloat16: they see its bits. thresher
+    reads the same from both; `thresher store retype` changes it later."""
     device: str = "auto"
     """auto (a GPU if there is one), cpu, cuda or cuda:<i>."""
     workers: int = 2

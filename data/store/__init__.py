@@ -3,6 +3,7 @@
 from thresher.data.store.beside import refuse_foreign_store, write_beside
 from thresher.data.store.bfloat16 import register
 from thresher.data.store.cache import CacheConfig
+from thresher.data.store.codecs import Profile
 from thresher.data.store.counts import BatchCount, CountLedger, Counts
 from thresher.data.store.describe import describe_store, list_stores
 from thresher.data.store.export import export_store
@@ -32,6 +33,7 @@ __all__ = [
     "HookPointSpec",
     "Item",
     "Moments",
+    "Profile",
     "Repair",
     "Rows",
     "Share",

@@ -22,6 +22,7 @@ def describe_store(path: str | Path) -> dict[str, Any]:
         "path": str(store.path),
         "complete": store.is_complete,
         "fingerprint": store.fingerprint,
+        "profile": store.profile,
         "bytes": store.n_bytes,
         "identity": dict(store.identity),
         "items": {modality: store.items(modality, columns=["record"]).num_rows for modality in ("image", "text")},

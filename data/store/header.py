@@ -12,6 +12,9 @@ from thresher.data.store.storage import Storage, write_file
 from thresher.errors import StoreError
 from thresher.runs import canonical_json
 
+OPTIONAL: dict[str, Any] = {"columns": {}, "profile": "raw", "portable_dtype": False}
+"""Fields of the layout that are left out where they have this value, as in stores of earlier releases."""
+
 
 class Header(NamedTuple):
     """The content of `run.json`."""
@@ -31,7 +34,7 @@ def write_header(storage: Storage, header: Header) -> None:
         "identity": header.identity,
         "hook_points": [spec._asdict() for spec in header.hook_points],
         "concepts": [concept._asdict() for concept in header.concepts],
-        "layout": {name: value for name, value in header.layout._asdict().items() if name != "columns" or value},
+        "layout": {name: value for name, value in header.layout._asdict().items() if value != OPTIONAL.get(name)},
     }
     write_file(storage, RUN, [seal(document)])
 
@@ -55,7 +58,7 @@ def read_header(storage: Storage) -> Header:
             identity=document["identity"],
             hook_points=tuple(HookPointSpec(**pick(spec, HookPointSpec._fields)) for spec in document["hook_points"]),
             concepts=tuple(Concept(**pick(concept, Concept._fields)) for concept in document["concepts"]),
-            layout=Layout(**pick({"columns": {}} | document["layout"], Layout._fields)),
+            layout=Layout(**pick(OPTIONAL | document["layout"], Layout._fields)),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise StoreError(f"{path}: damaged ({error!r}); harvest the store again, into another folder") from error
@@ -79,6 +82,8 @@ def check_same(storage: Storage, stored: Header, asked: Header, *, is_complete: 
         *_differences("", plain(stored.identity), plain(asked.identity)),
         *_differences("hook_points", plain(stored.hook_points), plain(asked.hook_points)),
         *_differences("concepts", plain(stored.concepts), plain(asked.concepts)),
+        *_differences("profile", stored.layout.profile, asked.layout.profile),
+        *_differences("portable_dtype", stored.layout.portable_dtype, asked.layout.portable_dtype),
     ]
     if differences:
         found = "a complete harvest" if is_complete else "an unfinished harvest"

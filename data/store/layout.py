@@ -9,7 +9,8 @@ from typing import NamedTuple
 from urllib.parse import quote
 
 from thresher.data.records import Modality
-from thresher.data.store.schema import ROW_COLUMNS, Batch, HookPointSpec
+from thresher.data.store.codecs import Profile
+from thresher.data.store.schema import ROW_COLUMNS, TORCH_DTYPE, Batch, HookPointSpec
 from thresher.errors import StoreError
 
 FORMAT = "thresher.store"
@@ -28,6 +29,8 @@ MODALITIES: tuple[Modality, ...] = ("image", "text")
 
 CHUNK_BYTES = 4 << 20
 """A chunk is the largest power of two of rows within this: large enough for any disk, small enough to shuffle by."""
+COMPACT_BYTES = 1 << 20
+"""The same of profile compact: one chunk has to be decoded as a whole, and rows are shuffled in runs of this size."""
 SHARD_BYTES = 256 << 20
 """Aim for the largest shard: few files, and seconds of work to lose."""
 RECORDS_PER_SHARD = 8192
@@ -38,6 +41,7 @@ ITEM_SIZE: Mapping[str, int] = {
     "float32": 4,
     "float16": 2,
     "bfloat16": 2,
+    "uint16": 2,
     "int64": 8,
     "int32": 4,
     "int16": 2,
@@ -58,6 +62,8 @@ class ArraySpec(NamedTuple):
     chunk_rows: int
     hook_point: str | None
     """The hook point it holds; None for an array that describes rows."""
+    profile: Profile = "raw"
+    """How its chunks are encoded."""
 
     @property
     def row_bytes(self) -> int:
@@ -78,6 +84,10 @@ class Layout(NamedTuple):
     """Batches whose items and pairs make one part of the tables."""
     columns: Mapping[str, Sequence[str]] = MappingProxyType({})
     """Row space -> its optional columns; a space that is missing has none."""
+    profile: Profile = "raw"
+    """How chunks are encoded."""
+    portable_dtype: bool = False
+    """Whether bfloat16 is called uint16 in `zarr.json`."""
 
 
 def plan_layout(hook_points: Sequence[HookPointSpec], first: Batch | None, items_per_shard: int | None) -> Layout:
@@ -104,14 +114,18 @@ def arrays_of(space: str, hook_points: Sequence[HookPointSpec], layout: Layout) 
     """The arrays of a row space: what describes its rows, then its hook points. Raises KeyError for a column of a later
     version."""
     shard = layout.shard_rows[space]
-    small = min(shard, SMALL_CHUNK_ROWS)
+    small, profile = min(shard, SMALL_CHUNK_ROWS), layout.profile
     describing = {"item": "int64", "position": "int32"} | ({"token_id": "int32"} if has_token_ids(space) else {})
     describing |= {name: str(ROW_COLUMNS[name]).removeprefix("torch.") for name in layout.columns.get(space, ())}
-    arrays = [ArraySpec(f"{rows_path(space)}/{name}", kind, None, shard, small, None) for name, kind in describing.items()]
+    arrays = [
+        ArraySpec(f"{rows_path(space)}/{name}", kind, None, shard, small, None, profile) for name, kind in describing.items()
+    ]
+    chunk_bytes = COMPACT_BYTES if profile == "compact" else CHUNK_BYTES
     for spec in hook_points:
         if spec.space == space:
-            chunk = min(shard, chunk_rows(_row_bytes(spec)))
-            arrays.append(ArraySpec(activations_path(spec.name), spec.dtype, spec.width, shard, chunk, spec.name))
+            chunk = min(shard, chunk_rows(_row_bytes(spec), chunk_bytes))
+            kind = "uint16" if layout.portable_dtype and spec.dtype == "bfloat16" else spec.dtype
+            arrays.append(ArraySpec(activations_path(spec.name), kind, spec.width, shard, chunk, spec.name, profile))
     return arrays
 
 
@@ -120,9 +134,9 @@ def has_token_ids(space: str) -> bool:
     return space == TEXT_TOKENS
 
 
-def chunk_rows(row_bytes: int) -> int:
-    """Rows of a chunk: the largest power of two whose bytes fit in 4 MiB."""
-    return 1 << max(0, int(math.log2(CHUNK_BYTES / row_bytes)))
+def chunk_rows(row_bytes: int, chunk_bytes: int = CHUNK_BYTES) -> int:
+    """Rows of a chunk: the largest power of two whose bytes fit."""
+    return 1 << max(0, int(math.log2(chunk_bytes / row_bytes)))
 
 
 def rows_path(space: str) -> str:
@@ -170,7 +184,7 @@ def check_hook_points(path: str | Path, hook_points: Sequence[HookPointSpec]) ->
     if not names or len(set(names)) < len(names):
         raise StoreError(f"{path}: hook points {names}: give at least one, each once")
     for spec in hook_points:
-        if not spec.name or spec.width < 1 or spec.dtype not in ITEM_SIZE:
+        if not spec.name or spec.width < 1 or spec.dtype not in TORCH_DTYPE:
             raise StoreError(f"{path}: {spec}: a hook point needs a name, a width >= 1 and float32, float16 or bfloat16")
         if not SPACE_NAME.fullmatch(spec.space) or spec.space == TABLES:
             raise StoreError(f"{path}: {spec.name}: {spec.space!r} is no name of a row space; use one like 'image.tokens'")

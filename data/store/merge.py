@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from thresher.data.records import Concept
+from thresher.data.store.codecs import Profile
 from thresher.data.store.layout import MODALITIES
 from thresher.data.store.reader import Store, open_store
 from thresher.data.store.schema import Batch, HookPointSpec, Item
@@ -21,22 +22,27 @@ Keys = Literal["keep", "prefix"]
 """Leave the keys of items as they are, or put the number of their part before them: `0/key`."""
 
 
-def merge_stores(parts: Sequence[str | Path], out: str | Path, *, keys: Keys = "keep") -> str | Path:
+def merge_stores(
+    parts: Sequence[str | Path], out: str | Path, *, keys: Keys = "keep", profile: Profile | None = None
+) -> str | Path:
     """Write the items, pairs and rows of several complete stores into a new one, part after part, and return it.
 
     All parts must have the same hook points with the same widths and types. Records are counted on from part to part; concepts
-    of equal names become one. `identity` of the new store holds those of the parts and which items came from which. Can be
-    stopped and run again like a harvest. Raises StoreError: parts that differ, equal keys, whatever a writer raises.
+    of equal names become one. `identity` of the new store holds those of the parts and which items came from which. The
+    store is written with `profile`, or that of the parts. Can be stopped and run again like a harvest. Raises StoreError:
+    parts that differ, also in their profiles when none is given, equal keys, whatever a writer raises.
     """
     if len(parts) < 2:
         raise StoreError(f"{len(parts)} stores to merge; give at least two")
     stores = [open_store(path) for path in parts]
-    specs = _common_hook_points(stores)
+    specs, profile = _common_hook_points(stores), profile or _common_profile(stores)
+    portable = all(store.portable_dtype for store in stores)
     if keys == "keep":
         _check_keys(stores)
     concepts = _unite_concepts(stores)
     n_items = sum(store.items(modality, columns=["record"]).num_rows for store in stores for modality in MODALITIES)
-    with StoreWriter(out, _identify(stores, keys), specs, concepts) as writer, progress("merge", n_items, "items") as advance:
+    writer = StoreWriter(out, _identify(stores, keys), specs, concepts, profile=profile, portable_dtype=portable)
+    with writer, progress("merge", n_items, "items") as advance:
         for batch in _renumber(stores, concepts, keys):
             if batch.index >= writer.next_batch:
                 writer.write(batch)
@@ -57,6 +63,16 @@ def _common_hook_points(stores: Sequence[Store]) -> list[HookPointSpec]:
                     "points can be merged"
                 )
     return list(specs[0].values())
+
+
+def _common_profile(stores: Sequence[Store]) -> Profile:
+    for store in stores[1:]:
+        if store.profile != stores[0].profile:
+            raise StoreError(
+                f"{store.path}: profile {store.profile}, in {stores[0].path} {stores[0].profile}; say which "
+                "the new store gets by profile (--profile): rows are decoded and written again"
+            )
+    return stores[0].profile
 
 
 def _check_keys(stores: Sequence[Store]) -> None:

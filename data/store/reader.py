@@ -18,6 +18,7 @@ from torch import Tensor
 
 from thresher.data.records import Concept, Modality
 from thresher.data.store.cache import CacheConfig
+from thresher.data.store.codecs import Profile
 from thresher.data.store.header import Header, read_header
 from thresher.data.store.layout import MODALITIES, MOMENTS, activations_path, arrays_of, has_token_ids, rows_path
 from thresher.data.store.manifest import Manifest, combine_moments, count_rows, read_manifest
@@ -47,6 +48,10 @@ class Store:
     hook_points: Mapping[str, HookPointInfo]
     is_complete: bool
     """False for the committed prefix of an unfinished store."""
+    profile: Profile
+    """How its chunks are encoded."""
+    portable_dtype: bool
+    """Whether it was written with bfloat16 called uint16 for other readers."""
 
     def __init__(
         self, path: str | Path, storage: Storage, header: Header, committed: Committed, manifest: Manifest | None
@@ -57,6 +62,7 @@ class Store:
         self.fingerprint = manifest.sha256 if manifest else fingerprint(committed.files())
         self.identity = header.identity
         self.concepts = tuple(header.concepts)
+        self.profile, self.portable_dtype = header.layout.profile, header.layout.portable_dtype
         self._header = header
         self._committed = committed
         self._array = functools.lru_cache(maxsize=None)(functools.partial(open_array, storage))
@@ -64,8 +70,16 @@ class Store:
         self.hook_points = {spec.name: HookPointInfo(*spec, rows=rows[spec.space]) for spec in header.hook_points}
 
     def list_shards(self, hook_point: str) -> list[tuple[str, int]]:
-        """(path in the store, rows) of each shard of a hook point; its rows are the first bytes of the file, without gaps."""
+        """(path in the store, rows) of each shard of a hook point; its rows are the first bytes of the file, without gaps.
+
+        Raises StoreError for a store of another profile than raw, whose files hold no rows as they are.
+        """
         info = self._info(hook_point)
+        if self.profile != "raw":
+            raise StoreError(
+                f"{self.path}: {hook_point}: its rows are compressed (profile {self.profile}): no other program can read them "
+                "where they lie; export a copy instead (`thresher store export --to hdf5`)"
+            )
         arrays = arrays_of(info.space, self._header.hook_points, self._header.layout)
         (array,) = (array for array in arrays if array.hook_point == hook_point)
         starts = range(0, info.rows, array.shard_rows)

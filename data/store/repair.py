@@ -14,7 +14,7 @@ from thresher.data.store.layout import MANIFEST, MOMENTS, RUN, TABLES, activatio
 from thresher.data.store.manifest import read_manifest
 from thresher.data.store.places import open_storage
 from thresher.data.store.recovery import list_files, read_committed
-from thresher.data.store.sharded import ShardedArray, open_array
+from thresher.data.store.sharded import ZarrArray, open_array
 from thresher.data.store.sink import Sink
 from thresher.data.store.space import update
 from thresher.data.store.storage import Storage, StoredFile, write_file
@@ -147,7 +147,7 @@ def _stored_rows(storage: Storage, path: str) -> int:
         array = open_array(storage, path)
     except StoreError:
         return 0
-    return array.shape[0] if isinstance(array, ShardedArray) else 0
+    return 0 if isinstance(array, ZarrArray) else array.shape[0]
 
 
 def _describe_rest(sink: Sink) -> str:

@@ -2,16 +2,16 @@
 
 import functools
 import json
-import struct
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-import crc32c
 import numpy as np
 import numpy.typing as npt
 import zarr
 
-from thresher.data.store.shard import MISSING, STORAGE
+from thresher.data.store.codecs import ChunkCodec, parse_codecs
+from thresher.data.store.compressed import CompressedArray
+from thresher.data.store.shard import STORAGE, Shard
 from thresher.data.store.storage import Storage
 from thresher.errors import StoreError
 
@@ -27,31 +27,12 @@ class _Shape(NamedTuple):
     shard_rows: int
     chunk_rows: int
     separator: str
+    codec: ChunkCodec | None
+    """None where chunks are rows as they are."""
 
     @property
     def row_bytes(self) -> int:
         return self.dtype.itemsize * int(np.prod(self.shape[1:], dtype=np.int64))
-
-
-class Shard:
-    """An open shard file: where each of its chunks begins."""
-
-    def __init__(self, storage: Storage, path: str, n_chunks: int, chunk_bytes: int) -> None:
-        name = storage.locate(path)
-        try:
-            self.file = storage.open(path)
-        except OSError as error:
-            raise StoreError(f"{name}: cannot be read ({error.strerror}); run `thresher store verify` on the store") from error
-        size = self.file.size
-        footer = bytearray(16 * n_chunks + 4)
-        n_read = self.file.read_into(max(0, size - len(footer)), memoryview(footer))
-        if n_read < len(footer) or struct.unpack("<I", footer[-4:])[0] != crc32c.crc32c(footer[:-4]):
-            raise StoreError(f"{name}: the index at its end is damaged; run `thresher store verify` on the store")
-        index = np.frombuffer(footer[:-4], "<u8").reshape(n_chunks, 2)
-        wrong = (index[:, 0] != MISSING) & ((index[:, 1] != chunk_bytes) | (index[:, 0] + index[:, 1] > size))
-        if wrong.any():
-            raise StoreError(f"{name}: chunk {int(wrong.argmax())} is not of {chunk_bytes} bytes; run `thresher store verify`")
-        self.offsets: list[int] = [-1 if offset == MISSING else int(offset) for offset in index[:, 0]]
 
 
 class ShardedArray:
@@ -118,7 +99,7 @@ class ZarrArray:
         out[...] = values.view(np.uint16) if values.dtype.name == "bfloat16" else values
 
 
-ArrayReader = ShardedArray | ZarrArray
+ArrayReader = ShardedArray | CompressedArray | ZarrArray
 """Reads rows of an array whose first axis is `row`; bfloat16 as uint16."""
 
 
@@ -130,6 +111,11 @@ def open_array(storage: Storage, path: str) -> ArrayReader:
     except (OSError, ValueError) as error:
         raise StoreError(f"{name}: cannot be read ({error}); run `thresher store verify` on the store") from error
     shape = _fast_shape(document)
+    if shape is not None and shape.codec is not None:
+        open_shard = functools.lru_cache(OPEN_SHARDS)(functools.partial(_open_shard, storage, path, shape))
+        return CompressedArray(
+            storage.locate(path), shape.dtype, shape.shape, shape.chunk_rows, shape.shard_rows, shape.codec, open_shard
+        )
     if shape is not None:
         return ShardedArray(storage, path, shape)
     try:
@@ -140,7 +126,8 @@ def open_array(storage: Storage, path: str) -> ArrayReader:
 
 def _open_shard(storage: Storage, path: str, shape: _Shape, block: int) -> Shard:
     key = shape.separator.join(["c", str(block), *("0" for _ in shape.shape[1:])])
-    return Shard(storage, f"{path}/{key}", shape.shard_rows // shape.chunk_rows, shape.chunk_rows * shape.row_bytes)
+    chunk_bytes = shape.chunk_rows * shape.row_bytes if shape.codec is None else None
+    return Shard(storage, f"{path}/{key}", shape.shard_rows // shape.chunk_rows, chunk_bytes)
 
 
 def _fast_shape(document: Any) -> _Shape | None:
@@ -154,7 +141,6 @@ def _fast_shape(document: Any) -> _Shape | None:
             sharding["name"] == "sharding_indexed"
             and document["chunk_grid"]["name"] == "regular"
             and document["chunk_key_encoding"]["name"] == "default"
-            and inner["codecs"] == [little]
             and inner["index_codecs"] == [little, {"name": "crc32c"}]
             and inner.get("index_location", "end") == "end"
             and list(shape[1:]) == grid[1:] == chunk[1:]
@@ -164,6 +150,7 @@ def _fast_shape(document: Any) -> _Shape | None:
         if not is_fast:
             return None
         separator = document["chunk_key_encoding"].get("configuration", {}).get("separator", "/")
-        return _Shape(np.dtype(STORAGE[document["data_type"]]), shape, grid[0], chunk[0], separator)
+        codec = parse_codecs(inner["codecs"], is_matrix=len(shape) == 2)
+        return _Shape(np.dtype(STORAGE[document["data_type"]]), shape, grid[0], chunk[0], separator, codec)
     except (KeyError, TypeError, ValueError):
         return None

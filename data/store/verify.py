@@ -17,8 +17,8 @@ from thresher.data.store.manifest import read_manifest
 from thresher.data.store.places import open_storage
 from thresher.data.store.reader import describe_unfinished
 from thresher.data.store.recovery import list_files, read_committed
-from thresher.data.store.retype import restore_document
-from thresher.data.store.sharded import Shard
+from thresher.data.store.retype import name_types
+from thresher.data.store.shard import Shard
 from thresher.data.store.storage import Storage, StoredFile
 from thresher.data.store.zarr_json import array_document
 from thresher.errors import StoreError
@@ -67,8 +67,8 @@ def _verify(storage: Storage, level: Level) -> Iterator[str]:
         rows = commits[-1].rows_end if commits else 0
         for spec in arrays_of(space, header.hook_points, header.layout):
             path = f"{spec.path}/zarr.json"
-            document = restore_document(storage.read(path)) if storage.size(path) is not None else b""
-            if document != array_document(spec, rows):
+            document = storage.read(path) if storage.size(path) is not None else b""
+            if array_document(spec, rows) not in name_types(document):
                 yield f"{storage.locate(path)}: does not tell the {rows} committed rows; the next harvest mends it"
 
 
@@ -119,7 +119,7 @@ def _check_indices(storage: Storage, header: Header, files: Mapping[str, StoredF
         spec = arrays.get(name.rpartition("/c/")[0])
         if spec is not None and check_file(storage, name, expected, "sizes") is None:
             try:
-                Shard(storage, name, spec.shard_rows // spec.chunk_rows, spec.chunk_rows * spec.row_bytes)
+                _open_shard(storage, name, spec)
             except StoreError as error:
                 yield str(error)
 
@@ -128,7 +128,12 @@ def _is_other_name(storage: Storage, path: str, expected: StoredFile) -> bool:
     """Whether a file is the document of an array that was only given another name of its type (see retype)."""
     if not path.endswith("/zarr.json") or storage.size(path) is None:
         return False
-    return f"{crc32c.crc32c(restore_document(storage.read(path))):08x}" == expected.crc32c
+    return expected.crc32c in [f"{crc32c.crc32c(named):08x}" for named in name_types(storage.read(path))]
+
+
+def _open_shard(storage: Storage, path: str, spec: ArraySpec) -> Shard:
+    chunk_bytes = spec.chunk_rows * spec.row_bytes if spec.profile == "raw" else None
+    return Shard(storage, path, spec.shard_rows // spec.chunk_rows, chunk_bytes)
 
 
 def _arrays(header: Header) -> dict[str, ArraySpec]:
@@ -150,12 +155,20 @@ def _read_marks(storage: Storage, header: Header) -> dict[str, str]:
 def _name_chunks(storage: Storage, path: str, spec: ArraySpec, marks: str) -> str:
     """Which chunks of a shard are damaged. A chunk is sound when it leads from the checksum before it to the one behind."""
     ends = [0, *(int(marks[i : i + 8], 16) for i in range(0, len(marks), 8))]
-    file, buffer = storage.open(path), memoryview(bytearray(spec.chunk_rows * spec.row_bytes))
-    if file.size < (len(ends) - 1) * len(buffer):
+    file, lengths = storage.open(path), [spec.chunk_rows * spec.row_bytes] * (len(ends) - 1)
+    if spec.profile != "raw":
+        try:
+            lengths = _open_shard(storage, path, spec).lengths[: len(ends) - 1]
+        except StoreError:
+            return "; its index is damaged"
+    if file.size < sum(lengths):
         return ""
     bad: list[int] = []
+    offset = 0
     for chunk, (before, after) in enumerate(itertools.pairwise(ends)):
-        file.read_into(chunk * len(buffer), buffer)
+        buffer = memoryview(bytearray(lengths[chunk]))
+        file.read_into(offset, buffer)
+        offset += len(buffer)
         if crc32c.crc32c(buffer, before) != after:
             bad.append(chunk)
     if not bad:

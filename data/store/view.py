@@ -17,7 +17,8 @@ def link_activations(group: Any, store: Store, info: HookPointInfo) -> None:
     """Make the dataset `activations` [row, width] of a group out of the store's own files (external storage of HDF5).
 
     Their paths are written in full: where the store moves to, `HDF5_EXTFILE_PREFIX` or another view is needed. bfloat16 is
-    a floating-point type of 16 bits in HDF5 too, and is read as float32. Raises StoreError for a store that is no folder.
+    a floating-point type of 16 bits in HDF5 too, and is read as float32. Raises StoreError for a store that is no
+    folder or whose profile is not raw.
     """
     folder = Path(store.path)
     if not folder.is_dir():

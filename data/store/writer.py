@@ -10,6 +10,7 @@ from typing import Any
 
 from thresher.data.records import Concept
 from thresher.data.store.checks import check_batch, check_columns
+from thresher.data.store.codecs import Profile
 from thresher.data.store.header import Header, check_same, plain, read_header, write_header
 from thresher.data.store.layout import MANIFEST, RUN, ZARR, Layout, check_hook_points, plan_layout
 from thresher.data.store.places import open_storage, parse_location
@@ -31,6 +32,9 @@ class StoreWriter:
     block ends with the error of the disk. Raises StoreError: the store is complete, is of another identity or format
     version, or has another writer.
 
+    `profile` says how chunks are encoded; with `portable_dtype`, `zarr.json` calls bfloat16 uint16, which readers know that do
+    not know bfloat16. This package reads the same values whatever they are.
+
     Several processes write one store together when one of them, the lead, opens it as usual, calls `plan` (unless
     `is_planned`), `admit` and in the end `conclude`, and all of them (the lead by a second writer) open it with their
     `share` in between, before any of them writes. The lead must stay open until the others are closed.
@@ -49,6 +53,8 @@ class StoreWriter:
         concepts: Sequence[Concept],
         *,
         items_per_shard: int | None = None,
+        profile: Profile = "raw",
+        portable_dtype: bool = False,
         share: Share | None = None,
     ) -> None:
         self._path = path = parse_location(path)
@@ -56,7 +62,8 @@ class StoreWriter:
         if items_per_shard is not None and items_per_shard < 1:
             raise StoreError(f"{path}: items_per_shard={items_per_shard}: give at least 1, or None for an automatic choice")
         self._storage = open_storage(path)
-        self._header = Header(plain(dict(identity)), tuple(hook_points), tuple(concepts), Layout({}, 0))
+        layout = Layout({}, 0, profile=profile, portable_dtype=portable_dtype)
+        self._header = Header(plain(dict(identity)), tuple(hook_points), tuple(concepts), layout)
         self._items_per_shard = items_per_shard
         self._share = share
         self._sink: Sink | None = None
@@ -189,7 +196,9 @@ class StoreWriter:
         return batch if self._sink is None else self._sink.next_needed(batch)
 
     def _create(self, first: Batch | None) -> None:
-        layout = plan_layout(self._header.hook_points, first, self._items_per_shard)
+        asked = self._header.layout
+        planned = plan_layout(self._header.hook_points, first, self._items_per_shard)
+        layout = planned._replace(profile=asked.profile, portable_dtype=asked.portable_dtype)
         self._header = self._header._replace(layout=layout)
         with self._explain_errors():
             write_header(self._storage, self._header)

@@ -3,10 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from thresher.data.store.layout import FORMAT, VERSION, ArraySpec
+from thresher.data.store.codecs import LITTLE, describe_codecs
+from thresher.data.store.layout import FORMAT, ITEM_SIZE, VERSION, ArraySpec
 from thresher.runs import canonical_json
-
-LITTLE = {"name": "bytes", "configuration": {"endian": "little"}}
 
 
 def group_document(attributes: Mapping[str, Any]) -> bytes:
@@ -24,7 +23,7 @@ def array_document(spec: ArraySpec, rows: int) -> bytes:
     width = [] if spec.width is None else [spec.width]
     sharding = {
         "chunk_shape": [spec.chunk_rows, *width],
-        "codecs": [LITTLE],
+        "codecs": describe_codecs(spec.profile, ITEM_SIZE[spec.data_type], is_matrix=spec.width is not None),
         "index_codecs": [LITTLE, {"name": "crc32c"}],
         "index_location": "end",
     }
@@ -39,6 +38,12 @@ def array_document(spec: ArraySpec, rows: int) -> bytes:
             "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
             "fill_value": 0 if spec.hook_point is None or spec.data_type == "uint16" else 0.0,
             "dimension_names": ["row", "feature"][: 1 + len(width)],
-            "attributes": {} if spec.hook_point is None else {"hook_point": spec.hook_point},
+            "attributes": _attributes(spec),
         }
     )
+
+
+def _attributes(spec: ArraySpec) -> dict[str, str]:
+    if spec.hook_point is None:
+        return {}
+    return {"hook_point": spec.hook_point} | ({"dtype": "bfloat16"} if spec.data_type == "uint16" else {})

@@ -27,6 +27,14 @@ class Form(StrEnum):
     PARQUET = "parquet"
 
 
+class Profile(StrEnum):
+    """How the chunks of a store are encoded."""
+
+    RAW = "raw"
+    COMPACT = "compact"
+    ARCHIVE = "archive"
+
+
 class Modality(StrEnum):
     """What the items of imported activations are."""
 
@@ -129,11 +137,15 @@ def store_merge(
     prefix: Annotated[
         bool, typer.Option("--prefix-keys", help="Put the number of its part before the key of each item.")
     ] = False,
+    profile: Annotated[
+        Profile | None, typer.Option(help="How to store rows: as they are, with lz4, with zstd; as the parts do, if not given.")
+    ] = None,
 ) -> None:
     """Write several stores of the same hook points into one. Run again to resume."""
     from thresher.data.store import merge_stores
 
-    typer.echo(merge_stores(parts, out, keys="prefix" if prefix else "keep"))
+    keys, chosen = "prefix" if prefix else "keep", profile.value if profile else None
+    typer.echo(merge_stores(parts, out, keys=keys, profile=chosen))
 
 
 @app.command("export")
