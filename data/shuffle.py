@@ -1,6 +1,7 @@
 """The training rows of one hook point in a shuffled order that never ends, whatever the size of the store."""
 
 import functools
+import itertools
 from typing import NamedTuple
 
 import numpy as np
@@ -102,7 +103,8 @@ class ShuffledRows:
         self._stages = 1 if self._is_whole else min(n_slots - AHEAD, self._n_groups)
         self._stratum: _Stratum | None = None
         self._plan = functools.lru_cache(3)(self._plan_epoch)
-        self._order = functools.lru_cache(n_slots)(self._shuffle_group)
+        self._shares: dict[int, list[npt.NDArray[np.int64]]] = {}
+        """For each group in the pool, by number, the places of the rows that each stratum takes from it."""
 
     def take_into(self, position: int, out: Float[Tensor, "row width"]) -> None:
         """Fill `out` with the rows at `position` and after it, counted from the start of the first epoch."""
@@ -147,31 +149,36 @@ class ShuffledRows:
     def _mix(self, epoch: int, number: int) -> npt.NDArray[np.int64]:
         """Where the rows of a stratum are in the pool, in random order."""
         oldest, newest = max(0, number - self._stages + 1), min(number, self._n_groups - 1)
-        self._advance(epoch, oldest)
-        places: list[npt.NDArray[np.int64]] = []
+        before = 0 if self._is_whole else epoch * self._n_groups
+        self._advance(before + oldest)
         for group in range(oldest, newest + 1):
-            # Also where the order is known: it waits until the rows are there.
-            found = self._pool.find(0 if self._is_whole else epoch * self._n_groups + group)
-            age, count = number - group, len(found)
-            order = self._order(epoch, group)
-            places.append(order[count * age // self._stages : count * (age + 1) // self._stages])
+            if before + group not in self._shares:
+                self._shares[before + group] = self._share_out(epoch, group)
+        places = [self._shares[before + group][number - group] for group in range(oldest, newest + 1)]
         return self._random(epoch, 1 + number).permutation(np.concatenate(places))
 
-    def _advance(self, epoch: int, oldest: int) -> None:
-        """Let the pool hold the groups of an epoch from `oldest` on, and those of the next epoch behind its last."""
-        if self._is_whole:
-            self._pool.advance({0: self._units})
-            return
-        first = epoch * self._n_groups + oldest
-        numbers = [divmod(number, self._n_groups) for number in range(first, first + self._n_slots)]
-        self._pool.advance({first + i: self._plan(e).groups[group] for i, (e, group) in enumerate(numbers)})
+    def _advance(self, first: int) -> None:
+        """Let the pool hold the groups from number `first` on: the rest of an epoch, and the beginning of the next one."""
+        self._pool.advance(first, self._find_units)
+        # What leaves the pool and comes back, after a jump, is waited for again.
+        for gone in [number for number in self._shares if not first <= number < first + self._n_slots]:
+            del self._shares[gone]
 
-    def _shuffle_group(self, epoch: int, group: int) -> npt.NDArray[np.int64]:
-        """Where the rows of a group are in the pool, in random order: a function of its number, because its slot is."""
+    def _find_units(self, number: int) -> npt.NDArray[np.int64]:
+        epoch, group = divmod(number, self._n_groups)
+        return self._plan(epoch).groups[group]
+
+    def _share_out(self, epoch: int, group: int) -> list[npt.NDArray[np.int64]]:
+        """Where the rows of a group are in the pool, in random order, cut into the shares of the strata.
+
+        A function of the number of the group, because its slot is. Waits until the group is read.
+        """
         if self._is_whole:
-            return self._pool.find(0)
+            return [self._pool.find(0)]
         found = self._pool.find(epoch * self._n_groups + group)
-        return found[self._random(epoch, 0, group).permutation(len(found))]
+        order = found[self._random(epoch, 0, group).permutation(len(found))]
+        ends = (len(found) * np.arange(self._stages + 1) // self._stages).tolist()
+        return [order[start:stop] for start, stop in itertools.pairwise(ends)]
 
     def _random(self, *purpose: int) -> np.random.Generator:
         return np.random.default_rng([self._seed, self._stream, *purpose])

@@ -13,10 +13,10 @@ from jaxtyping import Float32, Int64
 from torch import Tensor
 
 from thresher.config import config
+from thresher.data.gather import ReusedMemory
 from thresher.data.holdout import held_out, read_held_out
 from thresher.data.mixing import Balance, share_out, to_integers, weigh, weigh_parts
 from thresher.data.origins import Origin, find_width, list_origins
-from thresher.data.pool import ReusedMemory
 from thresher.data.readable import Readable
 from thresher.data.shuffle import ShuffledRows
 from thresher.errors import CheckpointError, ConfigError, StoreError
