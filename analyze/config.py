@@ -63,7 +63,7 @@ class Gallery:
 
 @config
 class Site:
-    """The pages to click through, `site/index.html`; for stores with pairs of images and texts."""
+    """The pages to click through, `site/index.html`; for stores with pairs of images and texts, and of one modality."""
 
     build: bool = True
     """Whether to write them."""
@@ -75,6 +75,9 @@ class Site:
     """Pixels on the longest side of an image; larger thumbnails are made smaller, none is made larger."""
     budget: int = 130
     """Megabytes that images may take; with more, fewer are shown per feature."""
+    traces: int = 40
+    """Megabytes that activations by token and patch may take, and as many that tokens may take; with more, fewer items per
+    feature have them. 0 leaves them out. For stores of tokens and patches."""
     nearest: int = 8
     """Nearest atoms per feature."""
     pairs: int = 60
@@ -83,7 +86,15 @@ class Site:
     """Maps of the atoms beside the two of principal components: `umap` needs umap-learn (the extra `umap`)."""
 
     def __post_init__(self) -> None:
-        for name, least in (("items", 1), ("samples", 0), ("thumbnail", 16), ("budget", 1), ("nearest", 0), ("pairs", 1)):
+        for name, least in (
+            ("items", 1),
+            ("samples", 0),
+            ("thumbnail", 16),
+            ("budget", 1),
+            ("traces", 0),
+            ("nearest", 0),
+            ("pairs", 1),
+        ):
             if getattr(self, name) < least:
                 raise ConfigError(f"site.{name}={getattr(self, name)}: at least {least}")
 

@@ -1,9 +1,11 @@
 """What an analysis hands from step to step."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from scipy.sparse import csr_array
 
 from thresher.analyze.battery.study import Finding, Study
 from thresher.analyze.config import AnalyzeConfig
@@ -15,6 +17,9 @@ from thresher.analyze.inputs import Inputs
 from thresher.analyze.metrics.resample import Resample
 from thresher.analyze.panels import Panel
 from thresher.analyze.survey.found import Surveyed
+
+if TYPE_CHECKING:
+    from thresher.analyze.single import Single
 
 
 class Context(NamedTuple):
@@ -48,3 +53,7 @@ class Outcome(NamedTuple):
     """Measures beside the verdicts."""
     functional: Mapping[str, Any] | None = None
     """What functional tests say; None without pairs or when none is asked for."""
+    single: "Single | None" = None
+    """What is said of features where there is one modality; None with two."""
+    items: Mapping[str, csr_array] = MappingProxyType({})
+    """The largest |z| of each feature in each item [item, feature], per modality."""

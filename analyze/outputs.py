@@ -8,16 +8,18 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from thresher import __version__
-from thresher.analyze.battery.study import MODALITIES, write_finding
+from thresher.analyze.battery.study import FEATURES, write_finding
 from thresher.analyze.context import Context, Outcome
 from thresher.analyze.functional.run import write_tests
 from thresher.analyze.plates import draw_figures
 from thresher.analyze.plots.draw import draw_run
 from thresher.analyze.report import Page, write_report
 from thresher.analyze.results import plain
-from thresher.analyze.site.build import Facts, describe_dictionary
+from thresher.analyze.single import write_single
+from thresher.analyze.site.build import Facts
 from thresher.analyze.site.build import build as build_site
-from thresher.analyze.site.items import Catalogue
+from thresher.analyze.site.gather import gather_catalogues, gather_dictionaries
+from thresher.analyze.site.places import find_frame
 from thresher.analyze.survey.space import survey_space
 from thresher.analyze.survey.survey import SPACE, write_survey
 from thresher.analyze.tables import write_rows
@@ -90,6 +92,8 @@ def write(
         if outcome.finding is not None:
             made_from = {"store": origin["store"], "sae": origin[f"saes.{name}"]} | dict(results["held_out"])
             write_finding(out / name, outcome.finding, made_from)
+        if outcome.single is not None:
+            write_single(out / name, outcome.single)
         if outcome.surveyed is not None:
             write_survey(out / name, outcome.surveyed)
         if outcome.functional is not None:
@@ -112,13 +116,13 @@ def write(
 def _write_site(
     context: Context, results: Mapping[str, Any], outcomes: Mapping[str, Outcome], warnings: Sequence[Caution]
 ) -> str | None:
-    """The site of the dictionaries that the battery judged, as a link from the report; None where it judged none."""
-    config, findings = context.config, {name: outcome.finding for name, outcome in outcomes.items()}
-    dictionaries = [describe_dictionary(name, finding) for name, finding in findings.items() if finding is not None]
+    """The site of the dictionaries that there is something to show of, as a link from the report; None where there are none."""
+    config, dictionaries = context.config, gather_dictionaries(context, outcomes)
     if not config.site.build or not dictionaries:
         return None
-    catalogues = {name: Catalogue(context.inputs.store.items(name), context.panels[name].items) for name in MODALITIES}
-    facts = Facts(results, [plain(warning) for warning in warnings], config.seed)
+    catalogues = gather_catalogues(context)
+    frame = find_frame(context.inputs.store.identity.get("model"))
+    facts = Facts(results, [plain(warning) for warning in warnings], config.seed, frame)
     return build_site(config.out / SITE, config.site, facts, dictionaries, catalogues).relative_to(config.out).as_posix()
 
 
@@ -132,6 +136,8 @@ def _describe_files(
         if outcome.finding is not None
         for file, table in outcome.finding.tables.items()
     }
+    singles = [one.single for one in outcomes.values() if one.single is not None]
+    columns |= {FEATURES: singles[0].features.column_names} if singles else {}
     # What says what the whole was made from is written last, and tells of itself.
     left_out = {MANIFEST, CONFIG, PROVENANCE}
     files = sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())

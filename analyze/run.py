@@ -40,6 +40,7 @@ from thresher.analyze.results import (
     tabulate_concepts,
     tabulate_features,
 )
+from thresher.analyze.single import describe_single
 from thresher.analyze.site.layout import require_umap
 from thresher.analyze.survey.survey import survey
 from thresher.analyze.truth import Evidence, Rule, TruthScore, find_scorable, score_truth
@@ -157,8 +158,12 @@ def _analyze(context: Context, name: str, trained: TrainedSAE, advance: Any) -> 
         "dead": plain(evaluate_dead(measured)),
         "dense": count_dense(measured),
     }
+    items = {modality: one.items for modality, one in measured.items()}
     if len(measured) < 2:
-        return Outcome(metrics, None, None, [], [], surveyed=survey(context, trained, measured, None))
+        single = describe_single(context, name, trained, next(iter(measured.values())))
+        metrics["single"] = plain(single.groups)
+        surveyed = survey(context, trained, measured, None)
+        return Outcome(metrics, None, None, [], [], surveyed=surveyed, single=single, items=items)
     dictionary = trained.sae.dictionary.detach().double().cpu().numpy()
     result = evaluate_modality(
         measured["image"].activity, measured["text"].activity, context.resample, dictionary, config.thresholds
@@ -167,7 +172,7 @@ def _analyze(context: Context, name: str, trained: TrainedSAE, advance: Any) -> 
     metrics["modality"]["rare"] = count_rare(result.n_fires.sum(axis=0), config.thresholds.rare_below)
     outcome = _score(context, name, metrics, result, measured)
     judged = None if outcome.finding is None else outcome.finding.judged
-    return outcome._replace(surveyed=survey(context, trained, measured, judged))
+    return outcome._replace(surveyed=survey(context, trained, measured, judged), items=items)
 
 
 def _score(

@@ -21,6 +21,8 @@ def find_warnings(inputs: Inputs, results: Mapping[str, Any], config: AnalyzeCon
     found = [*_about_comparison(results), *_about_centring(inputs)]
     if len(inputs.hook_points) == 2:
         found += _about_source(inputs, results, config)
+    else:
+        found += _about_one_modality(inputs)
     found += _about_model(inputs, results)
     for name, one in results["saes"].items():
         found += [*_about_features(name, one, results), *_about_truth(name, one), *warn_about_battery(name, one)]
@@ -67,6 +69,15 @@ def _about_centring(inputs: Inputs) -> Iterator[Caution]:
             "mu_count, not mu_energy."
         )
         yield Caution("compositional-codes", None, text, {"saes": compositional})
+
+
+def _about_one_modality(inputs: Inputs) -> Iterator[Caution]:
+    ((modality, hook_point),) = inputs.hook_points.items()
+    text = (
+        f"One modality ({modality}, {hook_point}): what is shared between modalities is not applicable, and gates, classes, "
+        "bridges and pairs are left out."
+    )
+    yield Caution("one-modality", None, text, {"modality": modality})
 
 
 def _about_source(inputs: Inputs, results: Mapping[str, Any], config: AnalyzeConfig) -> Iterator[Caution]:

@@ -18,7 +18,7 @@ from site_world import make_dictionary, make_facts
 
 from thresher.analyze.config import Site
 from thresher.analyze.site.build import build
-from thresher.analyze.site.dashboards import Dictionary
+from thresher.analyze.site.dashboards import Crossed, Dictionary
 from thresher.analyze.site.items import Catalogue
 
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
@@ -58,9 +58,11 @@ def make_large(d_sae: int, n_images: int) -> Dictionary:
     generator = np.random.default_rng(0)
     small = make_dictionary("large", 0.8)
     rows = np.arange(d_sae) % len(small.atoms)
+    assert small.crossed is not None
     table = small.features.take(pa.array(rows)).set_column(0, "feature", pa.array(np.arange(d_sae)))
     n_edges = 16 * d_sae
-    edges = small.edges.take(pa.array(np.arange(n_edges) % small.edges.num_rows))
+    edges = small.crossed.edges
+    edges = edges.take(pa.array(np.arange(n_edges) % edges.num_rows))
     for place, name in enumerate(("i", "j")):
         edges = edges.set_column(place, name, pa.array(generator.integers(0, d_sae, n_edges)))
     edges = edges.set_column(edges.column_names.index("rho"), "rho", pa.array(generator.random(n_edges)))
@@ -68,7 +70,7 @@ def make_large(d_sae: int, n_images: int) -> Dictionary:
     atoms /= np.linalg.norm(atoms, axis=1, keepdims=True)
     image, text = (draw_codes(generator, n, d_sae) for n in (n_images, 2 * n_images))
     pairs = np.stack([np.repeat(np.arange(n_images), 2), np.arange(2 * n_images)], axis=1)
-    return Dictionary("large", table, edges, small.groups, image, text, pairs, atoms, None)
+    return Dictionary("large", table, small.groups, {"image": image, "text": text}, atoms, Crossed(edges, pairs), None)
 
 
 def draw_codes(generator: np.random.Generator, n_rows: int, d_sae: int) -> csr_array:

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 from PIL import Image
+from scipy.sparse import csr_array
 
 from thresher.analyze.battery.headline import summarize
 from thresher.analyze.battery.judge import Settings, judge
@@ -15,8 +16,10 @@ from thresher.analyze.battery.toy import Toy, draw_toy
 from thresher.analyze.config import Battery, Site, Thresholds
 from thresher.analyze.metrics.resample import Resample
 from thresher.analyze.site.build import Facts, build
-from thresher.analyze.site.dashboards import Dictionary
+from thresher.analyze.site.dashboards import Crossed, Dictionary
 from thresher.analyze.site.items import Catalogue
+from thresher.analyze.site.places import Places
+from thresher.analyze.site.traces import Chunk, Traces, Wanted, trace
 from thresher.config import to_dict
 
 HOSTILE = "</script><img src=x onerror='window.hacked=1'><script>window.hacked=1</script>\u2028 & \"quotes\""
@@ -39,12 +42,10 @@ def make_dictionary(name: str, cosine: float, *, seed: int = 0) -> Dictionary:
     return Dictionary(
         name,
         make_table(tabulate_features(judged, steps) | names),
-        make_table(tabulate_edges(judged, SETTINGS)),
         groups,
-        sides.image.codes,
-        sides.text.codes,
-        sides.pairs,
+        {"image": sides.image.codes, "text": sides.text.codes},
         sides.dictionary,
+        Crossed(make_table(tabulate_edges(judged, SETTINGS)), sides.pairs),
         steps,
     )
 
@@ -105,7 +106,44 @@ def make_facts(names: list[str]) -> Facts:
     return Facts(results, warnings, 0)
 
 
-def build_world(folder: Path, dictionaries: list[Dictionary], site: Site | None = None) -> Path:
+def build_world(
+    folder: Path, dictionaries: list[Dictionary], site: Site | None = None, catalogues: dict[str, Catalogue] | None = None
+) -> Path:
     """The site's first page."""
     facts = make_facts([one.name for one in dictionaries])
-    return build(folder, site or Site(items=6, samples=2, pairs=5), facts, dictionaries, make_catalogues())
+    return build(folder, site or Site(items=6, samples=2, pairs=5), facts, dictionaries, catalogues or make_catalogues())
+
+
+ROWS = {"image": 7, "text": 5}
+"""Rows of each item: a class token and 2 x 3 patches, or five tokens."""
+
+
+def add_rows(one: Dictionary) -> Dictionary:
+    """The same dictionary where every item has several rows: a code stands in one of them, half of it in the next."""
+
+    def read(modality: str, wanted: Wanted) -> Traces:
+        codes, n_rows = one.codes[modality].tocsr(), ROWS[modality]
+        item, feature = np.nonzero(codes.toarray())
+        value, first = codes.toarray()[item, feature], (item + feature) % n_rows
+        rows = np.concatenate([item * n_rows + first, item * n_rows + (first + 1) % n_rows])
+        entries = (np.concatenate([value, value / 2]), (rows, np.concatenate([feature, feature])))
+        n_items, n_features = codes.toarray().shape
+        by_row = csr_array(entries, shape=(n_items * n_rows, n_features))
+        every = np.arange(n_items * n_rows)
+        return trace(iter([Chunk(by_row, every // n_rows, every % n_rows)]), wanted)
+
+    return one._replace(ranked={name: abs(codes) for name, codes in one.codes.items()}, tracer=read)
+
+
+def add_places(catalogues: dict[str, Catalogue]) -> dict[str, Catalogue]:
+    """The same items, their rows told apart; token 3 has no text that it stands for."""
+    pieces = {0: HOSTILE, 1: " one", 2: "\n", 4: " four"}
+    cells = np.array([[-1, -1], *([row, column] for row in range(2) for column in range(3))])
+    made: dict[str, Catalogue] = {}
+    for name, one in catalogues.items():
+        n, n_rows = len(one.items), ROWS[name]
+        is_text = name == "text"
+        ids = np.arange(n * n_rows) % 5 if is_text else None
+        patch = None if is_text else np.tile(cells, (n, 1))
+        made[name] = one._replace(places=Places(np.arange(n + 1) * n_rows, ids, patch, pieces if is_text else {}))
+    return made

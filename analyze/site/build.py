@@ -1,5 +1,6 @@
 """The site of an analysis: pages, and the data they read."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -8,21 +9,23 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int
 
-from thresher.analyze.battery.study import EDGES, FEATURES, Finding
 from thresher.analyze.config import Site
 from thresher.analyze.results import summary_table
 from thresher.analyze.site.choose import N_BANDS, Chosen, choose_items
 from thresher.analyze.site.dashboards import MODALITIES, Dictionary, describe_features, list_edges, tabulate
 from thresher.analyze.site.explain import explain_pairs
-from thresher.analyze.site.items import Book, Catalogue, measure_pictures
+from thresher.analyze.site.items import Book, Catalogue, measure_items
 from thresher.analyze.site.layout import map_atoms
+from thresher.analyze.site.places import NO_TOKEN, Places
 from thresher.analyze.site.shards import IMAGES_PER_SHARD, PER_SHARD, write_shard
+from thresher.analyze.site.traces import Packed, pack_traces
 from thresher.analyze.statistics.features import LOWEST, PER_OCTAVE
 
 INDEX = "index.html"
 MEGABYTE = 10**6
 MOST_EDGES = 20_000
 """Edges that the graph of the whole dictionary can draw from; a feature's own page has all of its partners."""
+TOKENS_IN_NAME = 3
 
 
 class Facts(NamedTuple):
@@ -33,15 +36,8 @@ class Facts(NamedTuple):
     warnings: Sequence[Mapping[str, Any]]
     """warnings.json."""
     seed: int
-
-
-def describe_dictionary(name: str, finding: Finding) -> Dictionary:
-    """What the site shows of one dictionary."""
-    sides = finding.judged.sides
-    tables = finding.tables[FEATURES], finding.tables[EDGES]
-    return Dictionary(
-        name, *tables, finding.groups, sides.image.codes, sides.text.codes, sides.pairs, sides.dictionary, finding.steps
-    )
+    frame: float | None = None
+    """Share of the shorter side of an image that the model sees as a square from its middle; None where it sees all."""
 
 
 def build(
@@ -53,12 +49,21 @@ def build(
         (folder / source.name).write_bytes(source.read_bytes())
     same = {name: one.same() for name, one in catalogues.items()}
     books = {name: Book(one, same[name]) for name, one in catalogues.items()}
-    chosen = choose(site, dictionaries, same, measure_pictures(catalogues["image"]))
+    chosen = choose(site, dictionaries, same, {name: measure_items(one) for name, one in catalogues.items()})
+    budget = site.traces * MEGABYTE // max(len(dictionaries), 1)
     for one in dictionaries:
-        _write_dictionary(folder, site, facts.seed, one, chosen[one.name], books)
-    n_images = books["image"].write_images(folder, site.thumbnail)
-    n_texts = books["text"].write_texts(folder)
-    write_shard(folder, "run", _describe(facts, dictionaries) | {"n_items": [n_images, n_texts]})
+        found = chosen[one.name]
+        packed = {
+            name: pack_traces(one.tracer, name, found[name], budget // len(catalogues))
+            for name, catalogue in catalogues.items()
+            if catalogue.places is not None and one.tracer is not None
+        }
+        places = catalogues["text"].places if "text" in packed else None
+        tokens = {} if places is None else {"tokens": name_by_tokens(packed["text"], found["text"], places)}
+        _write_dictionary(folder, site, facts.seed, one, _Shown(found, books, packed, tokens))
+    n_items = {name: book.write_items(folder, name, site.thumbnail) for name, book in books.items()}
+    has_rows = {name: book.write_rows(folder, name) for name, book in books.items()}
+    write_shard(folder, "run", _describe(facts, dictionaries) | {"n_items": n_items, "rows": has_rows})
     return folder / INDEX
 
 
@@ -66,40 +71,77 @@ def choose(
     site: Site,
     dictionaries: Sequence[Dictionary],
     same: Mapping[str, Int[np.ndarray, " item"]],
-    sizes: Int[np.ndarray, " item"],
+    sizes: Mapping[str, Int[np.ndarray, " item"]],
 ) -> dict[str, dict[str, list[Chosen]]]:
-    """The items of all features; `sizes` are the bytes of the images.
+    """The items of all features, by dictionary and modality; `sizes` are the bytes of the items.
 
-    Fewer items each when the thumbnails would take more than the budget, the same number for all features and both modalities,
-    so that pages stay comparable.
+    Fewer items each when they would take more than the budget, the same number for all features and both modalities, so that
+    pages stay comparable.
     """
+    limits = {"image": site.budget * MEGABYTE, "text": max(site.traces, 1) * MEGABYTE}
     n_top, n_samples = site.items, site.samples
     while True:
         chosen = {
-            one.name: {name: choose_items(getattr(one, name), same[name], n_top, n_samples) for name in MODALITIES}
+            one.name: {name: choose_items(one.shown(name), same[name], n_top, n_samples) for name in one.codes}
             for one in dictionaries
         }
-        shown = np.zeros(len(sizes), dtype=bool)
-        for found in (feature for one in chosen.values() for feature in one["image"]):
-            shown[np.concatenate([found.top, *found.bands])] = True
         # Thumbnails that are made smaller take less than this.
-        if sizes[shown].sum() <= site.budget * MEGABYTE or n_top <= 1:
+        taken = {name: sizes[name][_find_shown(chosen, name, len(sizes[name]))].sum() for name in sizes}
+        if n_top <= 1 or all(taken[name] <= limits[name] for name in taken):
             return chosen
         n_top, n_samples = max(1, n_top * 2 // 3), n_samples * 2 // 3
 
 
-def _write_dictionary(
-    folder: Path, site: Site, seed: int, one: Dictionary, chosen: Mapping[str, Sequence[Chosen]], books: Mapping[str, Book]
-) -> None:
-    features = describe_features(one, chosen, books, site.nearest)
+def name_by_tokens(packed: Sequence[Packed], chosen: Sequence[Chosen], places: Places) -> list[str | None]:
+    """The commonest tokens on which each feature is strongest in its strongest texts; None where it has none."""
+    ids = places.token_id
+    if ids is None:
+        return [None] * len(chosen)
+    names: list[str | None] = []
+    for one, found in zip(packed, chosen, strict=True):
+        peaks = zip(found.top.tolist(), one.peaks, strict=False)
+        tokens = [int(ids[places.starts[item] + peak]) for item, peak in peaks if peak >= 0]
+        said = [
+            places.pieces.get(token, f"[{token}]").strip() or repr(places.pieces[token])
+            for token in tokens
+            if token != NO_TOKEN
+        ]
+        names.append(", ".join(piece for piece, _ in Counter(said).most_common(TOKENS_IN_NAME)) or None)
+    return names
+
+
+class _Shown(NamedTuple):
+    """What the pages of one dictionary show of items."""
+
+    chosen: Mapping[str, Sequence[Chosen]]
+    books: Mapping[str, Book]
+    packed: Mapping[str, Sequence[Packed]]
+    columns: Mapping[str, Sequence[Any]]
+    """More columns of the table."""
+
+
+def _find_shown(chosen: Mapping[str, Mapping[str, Sequence[Chosen]]], modality: str, n_items: int) -> np.ndarray:
+    shown = np.zeros(n_items, dtype=bool)
+    for found in (feature for one in chosen.values() for feature in one.get(modality, ())):
+        shown[np.concatenate([found.top, *found.bands])] = True
+    return shown
+
+
+def _write_dictionary(folder: Path, site: Site, seed: int, one: Dictionary, shown: _Shown) -> None:
+    features = describe_features(one, shown.chosen, shown.books, shown.packed, site.nearest)
     for number, start in enumerate(range(0, len(features), PER_SHARD)):
         write_shard(folder, f"{one.name}/features-{number:04d}", features[start : start + PER_SHARD])
-    write_shard(folder, f"{one.name}/table", {"columns": tabulate(one.features), "all": one.features.column_names})
-    write_shard(folder, f"{one.name}/edges", list_edges(one.edges, MOST_EDGES))
-    gap = np.asarray(one.image.mean(axis=0) - one.text.mean(axis=0)).ravel() @ one.atoms
+    table = {"columns": tabulate(one.features, shown.columns), "all": one.features.column_names}
+    write_shard(folder, f"{one.name}/table", table)
+    crossed, gap = one.crossed, None
+    if crossed is not None:
+        image, text = (one.codes[name] for name in MODALITIES)
+        gap = np.asarray(image.mean(axis=0) - text.mean(axis=0)).ravel() @ one.atoms
+        write_shard(folder, f"{one.name}/edges", list_edges(crossed.edges, MOST_EDGES))
+        both = (shown.books["image"], shown.books["text"])
+        pairs = explain_pairs((image, text), one.atoms, crossed.pairs, both, site.pairs, seed)
+        write_shard(folder, f"{one.name}/pairs", pairs)
     write_shard(folder, f"{one.name}/map", map_atoms(one.atoms, gap, one.alive(), with_umap=site.layout == "umap"))
-    both = (books["image"], books["text"])
-    write_shard(folder, f"{one.name}/pairs", explain_pairs((one.image, one.text), one.atoms, one.pairs, both, site.pairs, seed))
 
 
 def _describe(facts: Facts, dictionaries: Sequence[Dictionary]) -> dict[str, Any]:
@@ -114,6 +156,7 @@ def _describe(facts: Facts, dictionaries: Sequence[Dictionary]) -> dict[str, Any
         "n_bootstrap": results["n_bootstrap"],
         "warnings": facts.warnings,
         "summary": summary_table(results),
+        "modalities": list(dictionaries[0].codes),
         "order": [one.name for one in dictionaries],
         "all": list(saes),
         "saes": {
@@ -124,6 +167,7 @@ def _describe(facts: Facts, dictionaries: Sequence[Dictionary]) -> dict[str, Any
         "sizes": {"features": PER_SHARD, "texts": PER_SHARD, "images": IMAGES_PER_SHARD},
         "bins": {"lowest": LOWEST, "per_octave": PER_OCTAVE},
         "n_bands": N_BANDS,
+        "frame": facts.frame,
     }
 
 
@@ -143,5 +187,6 @@ GROUPS = (
     "truth",
     "seeds",
     "alignment",
+    "statuses",
 )
 """Keys of groups.json that the pages read."""

@@ -1,6 +1,7 @@
 """What the pages say about single features."""
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,6 +12,7 @@ from thresher.analyze.battery.steps import StepSums
 from thresher.analyze.site.choose import Chosen
 from thresher.analyze.site.items import Book
 from thresher.analyze.site.layout import find_nearest
+from thresher.analyze.site.traces import Packed, Tracer
 from thresher.analyze.statistics.features import sum_features
 
 MODALITIES = ("image", "text")
@@ -20,10 +22,22 @@ LISTED = (
     "n_record_image", "n_record_text", "rate_image", "rate_text", "energy_image", "energy_text", "mu_energy", "mu_energy_low",
     "mu_energy_high", "mu_count", "rho", "q", "partner", "partner_rho", "partner_cos", "is_mutual", "mms_z", "agreement",
     "margin_self", "margin_loo", "gap_share", "gap_cosine", "stability", "step_image", "step_text",
+    "tokens", "name_atom", "n_fire", "n_item", "n_record", "rate", "ess", "energy", "energy_share", "mean_active", "largest",
+    "nearest", "nearest_cosine", "step",
 )
 # fmt: on
 """Columns of features.parquet in the table of all features, where they exist; a feature's own page has all columns."""
-STRINGS = frozenset({"name_image", "name_text", "concept", "concept_visibility", "class", "status", "class_expected"})
+STRINGS = frozenset(
+    {"name_image", "name_text", "name_atom", "tokens", "concept", "concept_visibility", "class", "status", "class_expected"}
+)
+
+
+class Crossed(NamedTuple):
+    """What there is between images and texts."""
+
+    edges: Any
+    """edges.parquet, a pyarrow table."""
+    pairs: Int[np.ndarray, "pair 2"]
 
 
 class Dictionary(NamedTuple):
@@ -32,29 +46,35 @@ class Dictionary(NamedTuple):
     name: str
     features: Any
     """features.parquet, a pyarrow table."""
-    edges: Any
-    """edges.parquet."""
     groups: Mapping[str, Any]
-    """groups.json."""
-    image: csr_array
-    """Codes of the images [item, feature] for atoms of unit norm."""
-    text: csr_array
-    pairs: Int[np.ndarray, "pair 2"]
+    """groups.json; of one modality, the part `single` of metrics.json."""
+    codes: Mapping[str, csr_array]
+    """Codes of the items of each modality [item, feature] for atoms of unit norm."""
     atoms: Float[np.ndarray, "feature d_in"]
     """Unit atoms."""
+    crossed: Crossed | None
+    """None with one modality."""
     steps: Mapping[str, StepSums] | None
     """What each step of a pursuit codes, per modality."""
+    ranked: Mapping[str, csr_array] = MappingProxyType({})
+    """What items are ranked by, where that is not the codes: of items of many rows, the largest |z|."""
+    tracer: Tracer | None = None
+    """Gives codes row by row."""
 
     def alive(self) -> Bool[np.ndarray, " feature"]:
         """Which features fire at all."""
-        fires = [np.bincount(codes.indices, minlength=len(self.atoms)) > 0 for codes in (self.image, self.text)]
-        return fires[0] | fires[1]
+        fires = [np.bincount(codes.indices, minlength=len(self.atoms)) > 0 for codes in self.codes.values()]
+        return np.any(fires, axis=0)
+
+    def shown(self, modality: str) -> csr_array:
+        """What the pages show of the items of a modality [item, feature]."""
+        return self.ranked.get(modality, self.codes[modality])
 
 
-def tabulate(features: Any) -> dict[str, Any]:
-    """The table of all features: numbers by column, strings as positions among the different ones."""
-    names = [name for name in LISTED if name in features.column_names]
-    return {name: _shorten(features.column(name).to_pylist(), is_text=name in STRINGS) for name in names}
+def tabulate(features: Any, more: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
+    """The table of all features, with `more` columns: numbers by column, strings as positions among the different ones."""
+    columns = {name: features.column(name).to_pylist() for name in features.column_names} | dict(more)
+    return {name: _shorten(columns[name], is_text=name in STRINGS) for name in LISTED if name in columns}
 
 
 def _shorten(values: Sequence[Any], *, is_text: bool) -> Any:
@@ -66,13 +86,17 @@ def _shorten(values: Sequence[Any], *, is_text: bool) -> Any:
 
 
 def describe_features(
-    dictionary: Dictionary, chosen: Mapping[str, Sequence[Chosen]], books: Mapping[str, Book], n_nearest: int
+    dictionary: Dictionary,
+    chosen: Mapping[str, Sequence[Chosen]],
+    books: Mapping[str, Book],
+    packed: Mapping[str, Sequence[Packed]],
+    n_nearest: int,
 ) -> list[dict[str, Any]]:
     """One entry per feature: its row, its items, histograms, partners, nearest atoms and steps."""
     table = dictionary.features
     rows = list(zip(*(table.column(name).to_pylist() for name in table.column_names), strict=True))
-    histograms = {name: sum_features(getattr(dictionary, name)).histogram for name in MODALITIES}
-    partners = list_partners(dictionary)
+    histograms = {name: sum_features(dictionary.shown(name)).histogram for name in dictionary.codes}
+    partners = list_partners(dictionary.crossed, len(rows))
     near, cosine = find_nearest(dictionary.atoms, dictionary.alive(), n_nearest)
     return [
         {
@@ -80,7 +104,11 @@ def describe_features(
             "partners": partners[feature],
             "nearest": list(zip(near[feature].tolist(), cosine[feature].tolist(), strict=True)),
             "steps": _describe_steps(dictionary.steps, feature),
-            **{name: _describe_items(chosen[name][feature], books[name], histograms[name][feature]) for name in MODALITIES},
+            **{
+                name: _describe_items(chosen[name][feature], books[name], histograms[name][feature])
+                | (_describe_traces(packed[name][feature]) if name in packed else {})
+                for name in dictionary.codes
+            },
         }
         for feature, row in enumerate(rows)
     ]
@@ -98,20 +126,26 @@ def _describe_items(chosen: Chosen, book: Book, histogram: np.ndarray) -> dict[s
     }
 
 
+def _describe_traces(packed: Packed) -> dict[str, Any]:
+    return {"traces": packed.traces, "largest": packed.largest}
+
+
 def _describe_steps(steps: Mapping[str, StepSums] | None, feature: int) -> list[Any] | None:
     """Per modality the energy per row that the feature has at each step of the pursuit."""
-    if steps is None or len(steps) < 2:
+    if steps is None:
         return None
-    return [steps[name].energy[:, feature] / max(steps[name].n_rows, 1) for name in MODALITIES]
+    return [one.energy[:, feature] / max(one.n_rows, 1) for one in (steps[name] for name in MODALITIES if name in steps)]
 
 
-def list_partners(dictionary: Dictionary) -> list[list[list[Any]]]:
+def list_partners(crossed: Crossed | None, n_features: int) -> list[list[list[Any]]]:
     """Per feature its partners as an image feature and as a text feature, by falling rho.
 
     An entry is [partner, rho, cos, Bc, count, q, mutual].
     """
-    edges = {name: dictionary.edges.column(name).to_pylist() for name in dictionary.edges.column_names}
-    found: list[list[list[Any]]] = [[[], []] for _ in range(len(dictionary.atoms))]
+    found: list[list[list[Any]]] = [[[], []] for _ in range(n_features)]
+    if crossed is None:
+        return found
+    edges = {name: crossed.edges.column(name).to_pylist() for name in crossed.edges.column_names}
     order = np.argsort(-np.array(edges["rho"], dtype=np.float64), kind="stable").tolist()
     for edge in order:
         i, j = edges["i"][edge], edges["j"][edge]

@@ -13,10 +13,13 @@ from jaxtyping import Int
 from PIL import Image
 
 from thresher.analyze.site.choose import number_texts
+from thresher.analyze.site.places import NO_TOKEN, Places
 from thresher.analyze.site.shards import IMAGES_PER_SHARD, PER_SHARD, write_shard
 
 LONGEST_TEXT = 1000
 """Characters of a text that are shown."""
+BYTES_PER_TOKEN = 6
+"""Of a token id with its comma."""
 
 
 class Catalogue(NamedTuple):
@@ -26,6 +29,8 @@ class Catalogue(NamedTuple):
     """The store's table of items (pyarrow): key, and thumbnail or text."""
     items: Int[np.ndarray, " item"]
     """Which of its rows are held out, in the order of the codes."""
+    places: Places | None = None
+    """Where their rows are, where items have many."""
 
     def same(self) -> Int[np.ndarray, " item"]:
         """One number per different text; images are all different."""
@@ -58,6 +63,10 @@ class Book:
             found.append(self._numbers[one])
         return found
 
+    def write_items(self, folder: Path, modality: str, side: int) -> int:
+        """Write the items that have a number; return how many."""
+        return self.write_images(folder, side) if modality == "image" else self.write_texts(folder)
+
     def write_images(self, folder: Path, side: int) -> int:
         """Write the images that have a number, their keys and thumbnails of at most `side` pixels; return how many."""
         table, rows = self._catalogue.table, self._rows()
@@ -75,12 +84,29 @@ class Book:
             write_shard(folder, f"texts/{number:05d}", [str(one["text"] or one["key"])[:LONGEST_TEXT] for one in found])
         return len(rows)
 
+    def write_rows(self, folder: Path, modality: str) -> bool:
+        """Write what the rows of the items stand for that have a number; whether there is anything to say."""
+        places = self._catalogue.places
+        if places is None:
+            return False
+        for number, part in enumerate(_split(np.array(self._positions, dtype=np.int64), IMAGES_PER_SHARD)):
+            write_shard(folder, f"rows-{modality}/{number:05d}", [places.describe(item) for item in part.tolist()])
+        if places.token_id is not None:
+            starts, ids = places.starts, places.token_id
+            parts = [ids[starts[item] : starts[item + 1]] for item in self._positions]
+            used = [one for one in np.unique(np.concatenate([ids[:0], *parts])).tolist() if one != NO_TOKEN]
+            write_shard(folder, "tokens", {"ids": used, "pieces": [places.pieces.get(one) for one in used]})
+        return True
+
     def _rows(self) -> Int[np.ndarray, " item"]:
         return self._catalogue.items[np.array(self._positions, dtype=np.int64)]
 
 
-def measure_pictures(catalogue: Catalogue) -> Int[np.ndarray, " item"]:
-    """Bytes that each image's thumbnail will take on the site at most."""
+def measure_items(catalogue: Catalogue) -> Int[np.ndarray, " item"]:
+    """Bytes that each item will take on the site, about: an image its thumbnail, a text its tokens where it has many rows."""
+    if "thumbnail" not in catalogue.table.column_names:
+        places = catalogue.places
+        return np.zeros(len(catalogue.items), np.int64) if places is None else places.count_rows() * BYTES_PER_TOKEN
     lengths = pc.call_function("binary_length", [catalogue.table["thumbnail"].take(pa.array(catalogue.items))])
     return np.ceil(np.asarray(lengths.fill_null(0).to_numpy(zero_copy_only=False), dtype=np.float64) / 3).astype(np.int64) * 4
 

@@ -19,19 +19,22 @@ BLOCK = 1024
 
 def map_atoms(
     atoms: Float[np.ndarray, "feature d_in"],
-    gap: Float[np.ndarray, " d_in"],
+    gap: Float[np.ndarray, " d_in"] | None,
     alive: Bool[np.ndarray, " feature"],
     *,
     with_umap: bool,
 ) -> dict[str, Any]:
     """Coordinates of the alive atoms by layout: `features`, and per layout `x`, `y` and the axes' shares of the variance.
 
-    Without the gap's direction, since with it a map shows two islands that only restate the gap. UMAP has a fixed seed.
+    With a gap also without its direction, since with it a map shows two islands that only restate the gap. UMAP has a fixed
+    seed.
     """
     chosen = atoms[alive]
-    length = np.linalg.norm(gap)
-    unit = gap / length if length > 0 else gap
-    views = {"atoms": chosen, "without_gap": normalize_rows(chosen - np.outer(chosen @ unit, unit))}
+    views = {"atoms": chosen}
+    if gap is not None:
+        length = np.linalg.norm(gap)
+        unit = gap / length if length > 0 else gap
+        views["without_gap"] = normalize_rows(chosen - np.outer(chosen @ unit, unit))
     layouts: dict[str, Mapping[str, Any]] = {f"pca_{name}": project(view) for name, view in views.items()}
     if with_umap:
         layouts |= {f"umap_{name}": embed(view) for name, view in views.items()}

@@ -89,14 +89,15 @@ def test_the_strongest_come_first_and_samples_lie_in_their_quarter(n_rows: int, 
 
 def test_terms_of_a_pair_add_up_to_the_similarity_of_its_reconstructions(dictionary: Dictionary) -> None:
     books = tuple(Book(one, np.arange(len(one.items))) for one in make_catalogues().values())
-    found = explain_pairs((dictionary.image, dictionary.text), dictionary.atoms, dictionary.pairs, books, 40, 0)
+    image_codes, text_codes, pairs = dictionary.codes["image"], dictionary.codes["text"], dictionary.crossed.pairs
+    found = explain_pairs((image_codes, text_codes), dictionary.atoms, pairs, books, 40, 0)
     assert len(found["images"]) == 40
-    x, y = dictionary.image @ dictionary.atoms, dictionary.text @ dictionary.atoms
+    x, y = image_codes @ dictionary.atoms, text_codes @ dictionary.atoms
     complete = 0
     for one in found["images"]:
         image = books[0].positions[one["image"]]
         assert {books[1].positions[caption["text"]] for caption in one["captions"]} == set(
-            dictionary.pairs[dictionary.pairs[:, 0] == image, 1].tolist()
+            pairs[pairs[:, 0] == image, 1].tolist()
         )
         for caption in one["captions"]:
             text = books[1].positions[caption["text"]]
@@ -165,7 +166,7 @@ def test_every_feature_has_a_page_and_every_item_on_it_is_there(folder: Path, di
         for side, known in (("image", images), ("text", texts)):
             numbers = feature[side]["top"][0] + [number for band in feature[side]["bands"] for number in band[0]]
             assert all(0 <= number < len(known) for number in numbers)
-            assert sum(feature[side]["histogram"][1]) == np.count_nonzero(getattr(dictionary, side)[:, [place]].toarray())
+            assert sum(feature[side]["histogram"][1]) == np.count_nonzero(dictionary.codes[side][:, [place]].toarray())
     assert all(len(read_shard(path)) <= IMAGES_PER_SHARD for path in (folder / "data" / "images").glob("*.js"))
     assert all(len(read_shard(path)) <= PER_SHARD for path in (folder / "data" / "texts").glob("*.js"))
     assert len(texts) == len(set(texts))
@@ -174,7 +175,7 @@ def test_every_feature_has_a_page_and_every_item_on_it_is_there(folder: Path, di
 
 def test_partners_are_the_edges_seen_from_both_ends(folder: Path, dictionary: Dictionary) -> None:
     features = [one for one in read_all(folder, "one") if isinstance(one, dict) and "row" in one]
-    edges = dictionary.edges.to_pylist()
+    edges = dictionary.crossed.edges.to_pylist()
     assert sum(len(feature["partners"][0]) for feature in features) == len(edges)
     for edge in edges:
         seen = [one for one in features[edge["i"]]["partners"][0] if one[0] == edge["j"]]
@@ -193,7 +194,7 @@ def test_large_pictures_are_made_smaller_and_small_ones_stay() -> None:
 
 def test_fewer_images_are_shown_when_they_would_take_more_than_the_budget(dictionary: Dictionary) -> None:
     same = {name: one.same() for name, one in make_catalogues().items()}
-    sizes = np.full(len(same["image"]), 40_000)
+    sizes = {"image": np.full(len(same["image"]), 40_000), "text": np.zeros(len(same["text"]), int)}
     rich, poor = (choose(Site(items=12, budget=budget), [dictionary], same, sizes)["one"] for budget in (150, 12))
     assert max(len(one.top) for one in rich["image"]) == 12
     shown = {int(row) for one in poor["image"] for row in np.concatenate([one.top, *one.bands])}
@@ -202,7 +203,7 @@ def test_fewer_images_are_shown_when_they_would_take_more_than_the_budget(dictio
     assert max(len(one.top) for one in poor["text"]) == max(len(one.top) for one in poor["image"])
 
 
-@pytest.mark.parametrize("field", ["items", "samples", "thumbnail", "budget", "nearest", "pairs"])
+@pytest.mark.parametrize("field", ["items", "samples", "thumbnail", "budget", "traces", "nearest", "pairs"])
 def test_nonsense_is_refused_with_its_value(field: str) -> None:
     with pytest.raises(ConfigError, match=rf"site\.{field}=-1"):
         Site(**{field: -1})

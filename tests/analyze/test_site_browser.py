@@ -208,7 +208,7 @@ def test_links_lead_from_view_to_view(visit: Visitor, dictionaries) -> None:
     first = page.inner_text("#feature-title")
     page.locator(".data .feature-link").last.click()
     page.wait_for_function("first => document.getElementById('feature-title')?.innerText !== first", arg=first)
-    edge = dictionaries[0].edges["i"][0].as_py()
+    edge = dictionaries[0].crossed.edges["i"][0].as_py()
     visit.open(f"#/feature/one/{edge}")
     page.click("text=In the graph")
     visit.wait("#/bridge")
@@ -236,9 +236,11 @@ def test_what_is_drawn_around_on_the_map_is_listed(visit: Visitor, dictionaries)
     visit.open("#/map/one")
     box = visit.page.locator("canvas").bounding_box()
     visit.page.keyboard.down("Shift")
-    visit.page.mouse.move(box["x"] + 2, box["y"] + 2)
+    left, top, right, bottom = box["x"] + 2, box["y"] + 2, box["x"] + box["width"] - 2, box["y"] + box["height"] - 2
+    visit.page.mouse.move(left, top)
     visit.page.mouse.down()
-    visit.page.mouse.move(box["x"] + box["width"] - 2, box["y"] + box["height"] - 2, steps=3)
+    for x, y in ((right, top), (right, bottom), (left, bottom)):
+        visit.page.mouse.move(x, y)
     visit.page.mouse.up()
     visit.page.keyboard.up("Shift")
     visit.wait("#/features")
@@ -248,7 +250,7 @@ def test_what_is_drawn_around_on_the_map_is_listed(visit: Visitor, dictionaries)
 
 def test_the_graph_shows_the_edges_that_pass_the_filters(visit: Visitor, dictionaries) -> None:
     visit.open("#/bridge/one?q=0.05&count=5&most=1000")
-    edges = dictionaries[0].edges.to_pylist()
+    edges = dictionaries[0].crossed.edges.to_pylist()
     passing = [one for one in edges if one["i"] != one["j"] and one["count"] >= 5 and one["q"] <= 0.05]
     assert passing
     assert visit.page.inner_text("#graph-status").startswith(f"{len(passing)} of {len(passing)} edges")

@@ -3,7 +3,9 @@
 (() => {
   const { h, link } = THRESHER;
   const main = document.getElementById("main"), nav = document.getElementById("nav"), pick = document.getElementById("sae");
-  const VIEWS = [["overview", "Overview"], ["features", "Features"], ["bridge", "Bridges"], ["map", "Map"], ["pairs", "Pairs"], ["compare", "Compare"]];
+  const EVERY = [["overview", "Overview"], ["features", "Features"], ["bridge", "Bridges"], ["map", "Map"], ["pairs", "Pairs"], ["compare", "Compare"]];
+  // Bridges and pairs are between two modalities.
+  const CROSSED = new Set(["bridge", "pairs"]), list = () => EVERY.filter(([view]) => !THRESHER.isSingle || !CROSSED.has(view));
   const ALONE = new Set(["overview", "compare"]);
   let listen = null, turn = 0, shown = "";
 
@@ -17,7 +19,7 @@
     if (!ALONE.has(route.view)) route.sae = order.includes(route.sae) ? route.sae : pick.value || order[0];
     if (route.sae) pick.value = route.sae;
     document.querySelector(".pick").classList.toggle("off", ALONE.has(route.view) || order.length < 2);
-    nav.replaceChildren(...VIEWS.map(([view, title]) => h("a", { href: link(view, ALONE.has(view) ? null : pick.value), "aria-current": view === route.view || (view === "features" && route.view === "feature") ? "page" : null }, title)));
+    nav.replaceChildren(...list().map(([view, title]) => h("a", { href: link(view, ALONE.has(view) ? null : pick.value), "aria-current": view === route.view || (view === "features" && route.view === "feature") ? "page" : null }, title)));
     THRESHER.tip(null);
     // Drawn aside and put in place whole: a slower view that was left never overwrites its follower.
     const page = h("div", { class: `view view-${route.view}` });
@@ -25,7 +27,7 @@
     let keys = null;
     try {
       const draw = THRESHER.views[route.view];
-      if (!draw) throw new Error(`There is no page ${route.view}`);
+      if (!draw || (THRESHER.isSingle && CROSSED.has(route.view))) throw new Error(`There is no page ${route.view}`);
       if (!ALONE.has(route.view)) page.dataset.sae = route.sae;
       const stage = { append: (...nodes) => { if (mine === turn) { page.append(...nodes); main.replaceChildren(page); } } };
       keys = await draw(stage, route);
@@ -79,7 +81,6 @@
   dress(current);
 
   THRESHER.load("run").then(run => {
-    THRESHER.run = run;
     pick.append(...run.order.map(name => h("option", { value: name }, name)));
     show();
   }).catch(error => main.replaceChildren(h("p", { class: "warn", role: "alert" }, error.message)));

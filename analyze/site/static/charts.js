@@ -17,12 +17,12 @@
       low === null || low === undefined ? null : h("i", { style: `left:${100 * low}%;width:${100 * (high - low)}%` }),
       h("b", { style: `left:${100 * mu}%` })]);
 
-  // Counts by |z| of images (upwards) and texts (downwards), each relative to its largest.
-  THRESHER.histogram = (image, text, bins) => {
-    const all = [image, text].filter(one => one[1].length);
+  // Counts by |z| of [kind, [first bin, counts]]: the first upwards, a second one downwards, each relative to its largest.
+  THRESHER.histogram = (sides, bins) => {
+    const all = sides.map(([, found]) => found).filter(one => one[1].length);
     if (!all.length) return h("p", { class: "soft" }, "It fires nowhere.");
     const first = Math.min(...all.map(one => one[0])), last = Math.max(...all.map(one => one[0] + one[1].length));
-    const width = 440, half = 70, left = 18, step = (width - 2 * left) / Math.max(last - first, 6);
+    const width = 440, half = sides.length > 1 ? 70 : 120, high = sides.length > 1 ? 2 * half + 46 : half + 40, left = 18, step = (width - 2 * left) / Math.max(last - first, 6);
     const value = bin => 2 ** (bins.lowest + bin / bins.per_octave);
     const bars = (one, up, kind) => {
       const most = Math.max(1, ...one[1]);
@@ -35,23 +35,23 @@
     const every = Math.max(2, Math.ceil((last - first) / 6 / 2) * 2), ticks = [];
     for (let bin = first; bin <= last; bin += every) ticks.push(s("text", { x: left + (bin - first) * step, y: 12 + half + 12, class: "tick", "text-anchor": "middle" }, show(value(bin), 2)));
     const most = one => (one[1].length ? Math.max(...one[1]) : 0);
-    return s("svg", { viewBox: `0 0 ${width} ${2 * half + 40}`, role: "img", "aria-label": "Counts by size of the code, images above, texts below", class: "chart" },
-      bars(image, true, "image"), bars(text, false, "text"), ticks,
-      s("text", { x: width - left, y: 20, class: "tick", "text-anchor": "end" }, `images, most ${most(image)}`),
-      s("text", { x: width - left, y: 2 * half + 36, class: "tick", "text-anchor": "end" }, `texts, most ${most(text)}; |z| by half octaves`));
+    const what = Object.values(THRESHER.run.rows).some(Boolean) ? "largest |z| of an item" : "|z|";
+    return s("svg", { viewBox: `0 0 ${width} ${high}`, role: "img", "aria-label": `Counts by ${what}, ${sides.map(([kind], k) => `${kind}s ${k ? "below" : "above"}`).join(", ")}`, class: "chart" },
+      sides.map(([kind, found], k) => [bars(found, !k, kind), s("text", { x: width - left, y: k ? high - 4 : 10, class: "tick", "text-anchor": "end" }, `${kind}s, most ${most(found)}`)]), ticks,
+      s("text", { x: left, y: high - 4, class: "tick" }, `${what}, by half octaves`));
   };
 
-  // Bars of two series over steps from 0.
-  THRESHER.steps = (image, text) => {
-    const width = 440, height = 120, n = image.length, step = (width - 50) / n, most = Math.max(...image, ...text) || 1;
+  // Bars of one series per modality over steps from 0.
+  THRESHER.steps = series => {
+    const width = 440, height = 120, n = series[0].length, step = (width - 50) / n, most = Math.max(...series.flat()) || 1, { modalities } = THRESHER.run;
     const bars = (one, kind, shift) => one.map((value, k) => s("rect", {
-      x: 40 + k * step + shift * step * 0.45, y: 8 + (height - 30) * (1 - value / most), width: Math.max(1, step * 0.42), height: (height - 30) * value / most, class: `fill-${kind}`,
+      x: 40 + (k + 0.9 * shift / series.length) * step, y: 8 + (height - 30) * (1 - value / most), width: Math.max(1, step * 0.84 / series.length), height: (height - 30) * value / most, class: `fill-${kind}`,
     }, s("title", {}, `step ${k}, ${kind}: ${show(value)}`)));
     const every = Math.ceil(n / 12);
     return s("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": "Energy by step of the pursuit", class: "chart" },
       s("text", { x: 34, y: 16, class: "tick", "text-anchor": "end" }, show(most, 2)), s("line", { x1: 40, x2: width - 8, y1: height - 22, y2: height - 22, class: "axis" }),
-      bars(image, "image", 0), bars(text, "text", 1),
-      image.map((_, k) => (k % every ? null : s("text", { x: 40 + (k + 0.45) * step, y: height - 8, class: "tick", "text-anchor": "middle" }, String(k)))));
+      series.map((one, k) => bars(one, modalities[k], k)),
+      series[0].map((_, k) => (k % every ? null : s("text", { x: 40 + (k + 0.45) * step, y: height - 8, class: "tick", "text-anchor": "middle" }, String(k)))));
   };
 
   // A canvas as wide as its box and as high as its style says; `draw(context, width, height)` is called now, after a resize and with another theme.

@@ -11,8 +11,8 @@
   const plot = (state, choose) => {
     const names = THRESHER.run.all, width = 620, height = 380, [left, right, top, bottom] = [62, 20, 28, 46];
     const points = names.map(name => { const found = THRESHER.run.saes[name].reconstruction[state.panel]; return { name, x: found.l0.value, y: found[state.measure] }; }).filter(point => point.y && point.y.value !== null);
-    const span = values => { const low = Math.min(...values), high = Math.max(...values), pad = (high - low || Math.abs(high) || 1) * 0.12; return [low - pad, high + pad]; };
-    const [lowX, highX] = span(points.map(point => point.x)), [lowY, highY] = span(points.flatMap(point => [point.y.value, point.y.low ?? point.y.value, point.y.high ?? point.y.value]));
+    const span = (values, least) => { const low = Math.min(...values), high = Math.max(...values), pad = Math.max(0.12 * (high - low), least * (Math.abs(high) || 1)); return [low - pad, high + pad]; };
+    const [lowX, highX] = span(points.map(point => point.x), 0.05), [lowY, highY] = span(points.flatMap(point => [point.y.value, point.y.low ?? point.y.value, point.y.high ?? point.y.value]), 0.001);
     const x = value => left + (width - left - right) * (value - lowX) / (highX - lowX), y = value => height - bottom - (height - top - bottom) * (value - lowY) / (highY - lowY);
     // Round numbers between the ends.
     const ticks = (low, high) => {
@@ -31,9 +31,10 @@
   };
 
   const rows = names => {
-    const { run } = THRESHER, groups = name => run.groups[name], told = [];
+    const { run } = THRESHER, groups = name => (THRESHER.isSingle ? null : run.groups[name]), told = [];
     told.push(["architecture", name => run.saes[name].architecture.kind], ["atoms", name => show(run.saes[name].d_sae)]);
     for (const panel of Object.keys(run.saes[names[0]].reconstruction)) for (const [key, title] of [["l0", "L0"], ["r2", "R2"], ["fvu", "FVU"], ["cosine", "cosine"]]) told.push([`${title} ${panel}`, name => estimate((run.saes[name].reconstruction[panel] || {})[key])]);
+    if (THRESHER.isSingle) return told.concat(CLASSES.map(kind => [`features: ${kind}`, name => show(THRESHER.count(name, kind))]));
     for (const kind of CLASSES) told.push([`features: ${kind}`, name => { const found = groups(name); if (!found) return "-"; const one = found.classes[kind]; return [show(one.n), one.expected_false === undefined ? null : h("small", {}, ` (${show(one.expected_false, 1)} by chance)`)]; }]);
     told.push(["contrastive margin", name => (groups(name) ? estimate(groups(name).margin.total) : "-")]);
     for (const part of ["shared_self", "shared_cross", "bridged", "rest"]) told.push([`margin: ${part.replace("_", " ")}`, name => (groups(name) ? estimate(groups(name).margin[part], percent) : "-")]);
@@ -64,7 +65,7 @@
           THRESHER.field("Rows", THRESHER.select(panels.map(panel => [panel, panel]), state.panel, value => { state.panel = value; update(); })),
           THRESHER.field("Measure", THRESHER.select(Object.entries(MEASURES), state.measure, value => { state.measure = value; update(); }))), figure,
           h("p", { class: "soft small" }, "Whiskers: 95 % intervals. Compare at equal L0 only.")),
-        h("section", { class: "card" }, h("h2", {}, "Classes"), names.filter(name => THRESHER.run.groups[name]).map(name => cell("div", name, { class: "class-line" }, [h("a", { href: link("features", name) }, name), THRESHER.stack(CLASSES.map(kind => ({ label: kind, value: THRESHER.run.groups[name].classes[kind].n, color: `var(--class-${kind})` })), String)])), h("p", { class: "legend" }, CLASSES.map(THRESHER.chip)))),
+        h("section", { class: "card" }, h("h2", {}, THRESHER.isSingle ? "Features" : "Classes"), names.filter(name => THRESHER.run.groups[name]).map(name => cell("div", name, { class: "class-line" }, [h("a", { href: link("features", name) }, name), THRESHER.stack(CLASSES.map(kind => ({ label: kind, value: THRESHER.count(name, kind), color: `var(--class-${kind})` })), String)])), h("p", { class: "legend" }, CLASSES.map(THRESHER.chip)))),
       h("div", { class: "scroll" }, h("table", { class: "data", id: "compare" },
         h("thead", {}, h("tr", {}, h("th", { class: "left", scope: "col" }, ""), names.map(name => cell("th", name, { scope: "col" }, h("button", { type: "button", class: "plain", onclick: () => choose(name) }, name))))),
         h("tbody", {}, rows(names).map(([title, value]) => h("tr", {}, h("th", { scope: "row", class: "left" }, title), names.map(name => cell("td", name, {}, value(name)))))))));

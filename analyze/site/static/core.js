@@ -8,6 +8,7 @@ const THRESHER = { views: {}, order: { sae: "", ids: [] } };
   // Shards call this.
   THRESHER.put = (name, value) => {
     found.set(name, value);
+    if (name === "run") THRESHER.start(value);
     const wait = waiting.get(name);
     if (wait) { waiting.delete(name); wait.resolve(value); }
   };
@@ -76,6 +77,14 @@ const THRESHER = { views: {}, order: { sae: "", ids: [] } };
     return `rgb(${middle.map((from, k) => Math.round(from + (end[k] - from) * part)).join(",")})`;
   };
   THRESHER.CLASSES = ["shared", "bimodal-polysemantic", "bridged-collinear", "bridged-heterogeneous", "modality-bias", "modality-specific", "undecided", "rare", "dead"];
+  // With one modality nothing is shared: features have a status instead of a class.
+  THRESHER.start = run => {
+    THRESHER.run = run;
+    THRESHER.isSingle = run.modalities.length < 2;
+    if (THRESHER.isSingle) THRESHER.CLASSES = ["ok", "dense", "rare", "dead"];
+  };
+  // Features of a class, or status.
+  THRESHER.count = (sae, kind) => { const { classes, statuses } = THRESHER.run.groups[sae]; return (classes || statuses)[kind].n; };
   THRESHER.classColor = kind => getComputedStyle(document.documentElement).getPropertyValue("--class-" + kind).trim() || "#888";
   THRESHER.chip = kind => h("span", { class: "chip" }, h("i", { class: "dot", style: `background:var(--class-${kind})` }), kind);
   THRESHER.muScale = () => h("span", { class: "scale" }, "text 0 ", h("i", { class: "mu-scale" }), " 1 image");
@@ -91,9 +100,14 @@ const THRESHER = { views: {}, order: { sae: "", ids: [] } };
         if (Array.isArray(column)) return column[row];
         return column.codes[row] < 0 ? null : column.levels[column.codes[row]];
       };
-      const names = ["name_image", "name_text", "concept"].filter(name => name in columns && columns[name].codes.some(code => code >= 0));
+      const named = ["name_image", "name_text", "name_atom", "concept"].filter(name => name in columns && columns[name].codes.some(code => code >= 0));
+      const names = named.length || !("tokens" in columns) ? named : ["tokens"];
       const label = row => names.map(name => get(name, row)).filter(name => name !== null).filter((name, k, all) => all.indexOf(name) === k).join(" / ");
-      tables.set(sae, { columns, get, label, n: columns.feature.length, has: name => name in columns });
+      const kind = row => get(THRESHER.isSingle ? "status" : "class", row);
+      const color = row => (THRESHER.isSingle ? THRESHER.classColor(kind(row)) : THRESHER.muColor(get("mu_energy", row), kind(row)));
+      const energy = row => (THRESHER.isSingle ? get("energy", row) || 0 : (get("energy_image", row) || 0) + (get("energy_text", row) || 0));
+      const about = row => (THRESHER.isSingle ? `${kind(row)}, fires on ${THRESHER.percent(get("rate", row), 2)} of rows` : `${kind(row)}, score ${THRESHER.show(get("mu_energy", row), 2)}`);
+      tables.set(sae, { columns, get, label, kind, color, energy, about, n: columns.feature.length, has: name => name in columns });
     }
     return tables.get(sae);
   };
@@ -107,7 +121,7 @@ const THRESHER = { views: {}, order: { sae: "", ids: [] } };
   THRESHER.featureLink = (sae, table, feature) => {
     const name = table.label(feature);
     return h("a", { href: THRESHER.link("feature", sae, feature), class: "feature-link" },
-      h("i", { class: "dot", style: `background:${THRESHER.muColor(table.get("mu_energy", feature), table.get("class", feature))}` }),
+      h("i", { class: "dot", style: `background:${table.color(feature)}` }),
       `#${feature}`, name ? h("small", {}, " " + name) : null);
   };
 
@@ -117,6 +131,16 @@ const THRESHER = { views: {}, order: { sae: "", ids: [] } };
     const parts = await Promise.all(shards.map(shard => THRESHER.load(`${folder}/${String(shard).padStart(5, "0")}`)));
     const by = new Map(shards.map((shard, k) => [shard, parts[k]]));
     return new Map(numbers.map(number => [number, by.get(Math.floor(number / size))[number % size]]));
+  };
+  // What the rows of items stand for: [token ids, shape of the grid, cells]; null where items are single rows.
+  THRESHER.rows = async (modality, numbers) => {
+    if (!THRESHER.run.rows[modality]) return null;
+    const known = await items(`rows-${modality}`, THRESHER.run.sizes.images, numbers);
+    if ([...known.values()].some(one => one[0])) {
+      const { ids, pieces } = await THRESHER.load("tokens");
+      THRESHER.pieces = THRESHER.pieces || new Map(ids.map((id, k) => [id, pieces[k]]));
+    }
+    return known;
   };
   THRESHER.images = numbers => items("images", THRESHER.run.sizes.images, numbers);
   THRESHER.texts = numbers => items("texts", THRESHER.run.sizes.texts, numbers);

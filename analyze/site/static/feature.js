@@ -1,7 +1,7 @@
 "use strict";
 // One feature: what it fires on, how often, and why it has its class.
 (() => {
-  const { h, s, show, link } = THRESHER;
+  const { h, show, percent, link } = THRESHER;
 
   const read = async (sae, feature) => {
     const size = THRESHER.run.sizes.features, { all } = await THRESHER.load(`${sae}/table`);
@@ -13,38 +13,30 @@
 
   const strength = (code, most) => `z = ${show(code, 2)}` + (most ? `, ${show(Math.abs(code / most), 2)} of the largest` : "");
   const bandName = (band, n) => (["strongest quarter", "second quarter", "third quarter", "weakest quarter"][band] || `part ${band + 1} of ${n}`);
-  const pictures = ([ids, codes], images, most) => h("div", { class: "pictures" }, ids.map((id, k) => h("figure", { class: "shot" }, THRESHER.picture(images.get(id), strength(codes[k], most)), h("figcaption", {}, show(codes[k], 2)))));
-  const captions = ([ids, codes], texts, most) => h("ol", { class: "captions" }, ids.map((id, k) => h("li", { title: strength(codes[k], most) }, h("span", {}, texts.get(id)), h("small", {}, show(codes[k], 2)))));
+  // Items of one list; `first` is the place of its first trace among those of the side.
+  const pictures = (side, [ids, codes], known, first) => h("div", { class: "pictures" }, ids.map((id, k) => {
+    const picture = THRESHER.picture(known.items.get(id), strength(codes[k], side.top[1][0])), trace = side.traces && side.traces[first + k], rows = known.rows && known.rows.get(id);
+    return h("figure", { class: "shot" }, trace !== undefined && rows && rows[1] ? THRESHER.heat(picture, rows, trace, side.largest) : picture, h("figcaption", {}, show(codes[k], 2)));
+  }));
+  const captions = (side, [ids, codes], known, first) => h("ol", { class: "captions" }, ids.map((id, k) => {
+    const trace = side.traces && side.traces[first + k], rows = known.rows && known.rows.get(id), has = trace !== undefined && rows;
+    const said = has && rows[0] ? THRESHER.highlight(rows, trace, side.largest) : h("span", {}, known.items.get(id));
+    // A model that reads image and text in one sequence has patches in front of the tokens.
+    return h("li", { title: has ? null : strength(codes[k], side.top[1][0]) }, has && rows[1] ? h("div", { class: "beside" }, THRESHER.heat(null, rows, trace, side.largest), said) : said, h("small", {}, show(codes[k], 2)));
+  }));
 
   const items = (kind, side, known, draw) => {
-    const most = side.top[1][0];
-    return h("section", { class: "side", "aria-label": kind === "image" ? "Images" : "Captions" },
-      h("h2", { class: kind }, kind === "image" ? "Images" : "Captions", h("small", {}, side.n ? ` fires on ${show(side.n)}${kind === "text" ? " different ones" : ""}` : " fires on none")),
-      side.n ? draw(side.top, known, most) : "",
-      side.bands.length ? h("details", { open: true }, h("summary", {}, "Samples from strong to weak"), h("div", {}, side.bands.map((band, k) => [h("h3", {}, bandName(k, side.bands.length)), draw(band, known, most)]))) : "");
+    const starts = side.bands.map((_, k) => side.top[0].length + side.bands.slice(0, k).reduce((sum, band) => sum + band[0].length, 0));
+    const title = kind === "image" ? "Images" : THRESHER.isSingle ? "Texts" : "Captions";
+    return h("section", { class: "side", "aria-label": title },
+      h("h2", { class: kind }, title, h("small", {}, side.n ? ` fires on ${show(side.n)}${kind === "text" ? " different ones" : ""}` : " fires on none")),
+      side.n && side.traces ? THRESHER.heatLegend(kind, side) : "",
+      side.n ? draw(side, side.top, known, 0) : "",
+      side.bands.length ? h("details", { open: true }, h("summary", {}, "Samples from strong to weak"), h("div", {}, side.bands.map((band, k) => [h("h3", {}, bandName(k, side.bands.length)), draw(side, band, known, starts[k])]))) : "");
   };
-
-  const partnerTable = (sae, table, rows, title) => (rows.length ? [
-    h("h3", {}, title),
-    h("div", { class: "scroll" }, h("table", { class: "data" },
-      h("thead", {}, h("tr", {}, ["feature", "rho", "cos", "Bc", "pairs", "q", "mutual"].map((text, k) => h("th", { scope: "col", class: k ? null : "left" }, text)))),
-      h("tbody", {}, rows.slice(0, 8).map(([other, rho, cos, bc, count, q, mutual]) => h("tr", {},
-        h("td", { class: "left" }, THRESHER.featureLink(sae, table, other)), h("td", {}, show(rho, 2)), h("td", {}, show(cos, 2)), h("td", {}, show(bc, 4)), h("td", {}, show(count)), h("td", {}, show(q)), h("td", {}, mutual ? "\u2713" : ""))))))] : null);
-
-  // The feature in the middle, its partners on texts to the right, those on images to the left.
-  const ego = (sae, table, feature, [asImage, asText]) => {
-    const width = 440, rows = Math.max(1, Math.min(8, Math.max(asImage.length, asText.length))), height = 26 * rows + 24, middle = height / 2;
-    const node = (other, x, y, anchor) => s("a", { href: link("feature", sae, other), "aria-label": `feature ${other}` },
-      s("circle", { cx: x, cy: y, r: 7, fill: THRESHER.muColor(table.get("mu_energy", other), table.get("class", other)), class: "node" }),
-      s("text", { x: x + (anchor === "start" ? 12 : -12), y: y + 4, "text-anchor": anchor, class: "label" }, `#${other} ${table.label(other)}`.slice(0, 20)));
-    const spoke = (list, x, anchor) => list.slice(0, 8).map(([other, rho, cos, bc], k) => {
-      const y = 20 + 26 * k + (rows - Math.min(8, list.length)) * 13;
-      return [s("line", { x1: width / 2, y1: middle, x2: x, y2: y, class: cos > 0.5 ? "edge" : "edge apart", "stroke-width": 0.6 + 4 * Math.max(0, rho) }, s("title", {}, `rho ${show(rho, 2)}, cos ${show(cos, 2)}, Bc ${show(bc, 4)}`)), node(other, x, y, anchor)];
-    });
-    return s("svg", { viewBox: `0 0 ${width} ${height}`, class: "chart ego", role: "group", "aria-label": "Partners of the feature" },
-      spoke(asText, 140, "end"), spoke(asImage, width - 140, "start"),
-      s("circle", { cx: width / 2, cy: middle, r: 11, fill: THRESHER.muColor(table.get("mu_energy", feature), table.get("class", feature)), class: "node own" }),
-      s("text", { x: 8, y: 12, class: "tick" }, "on images"), s("text", { x: width - 8, y: 12, class: "tick", "text-anchor": "end" }, "on texts"));
+  const know = async (kind, side) => {
+    const [found, rows] = await Promise.all([(kind === "image" ? THRESHER.images : THRESHER.texts)(numbers(side)), side.traces ? THRESHER.rows(kind, numbers(side)) : null]);
+    return { items: found, rows };
   };
 
   const walk = (sae, feature) => {
@@ -53,46 +45,49 @@
     return { before: place > 0 ? ids[place - 1] : -1, after: place + 1 < ids.length ? ids[place + 1] : -1, where: `${place + 1} of ${ids.length} in the table` };
   };
 
-  const facts = row => {
-    const names = [["image", row.name_image], ["text", row.name_text]].filter(([, name]) => name);
-    const told = [
-      ...names.map(([kind, name]) => [`Name by ${kind}s`, name]),
-      row.concept ? ["Concept (ground truth)", `${row.concept}, ${row.concept_visibility}; phi ${show(row.phi_image, 2)} on images, ${show(row.phi_text, 2)} on texts`] : null,
-      row.class_expected ? ["Class that follows from it", row.class_expected] : null,
-      ["Fires on", `${THRESHER.percent(row.rate_image, 2)} of image rows, ${THRESHER.percent(row.rate_text, 2)} of text rows`],
-      ["Energy", `${show(row.energy_image)} on images, ${show(row.energy_text)} on texts`],
-      ["Margin", `${THRESHER.percent(row.margin_self, 2)} with itself; ${THRESHER.percent(row.margin_loo, 2)} lost without it`],
-      ["Gap", `${THRESHER.percent(row.gap_share, 1)} of it; cosine ${show(row.gap_cosine, 2)}`],
-    ].filter(Boolean);
-    return h("dl", { class: "facts" }, told.map(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]));
-  };
+  const crossedFacts = row => [
+    ...[["image", row.name_image], ["text", row.name_text]].filter(([, name]) => name).map(([kind, name]) => [`Name by ${kind}s`, name]),
+    row.concept ? ["Concept (ground truth)", `${row.concept}, ${row.concept_visibility}; phi ${show(row.phi_image, 2)} on images, ${show(row.phi_text, 2)} on texts`] : null,
+    row.class_expected ? ["Class that follows from it", row.class_expected] : null,
+    ["Fires on", `${percent(row.rate_image, 2)} of image rows, ${percent(row.rate_text, 2)} of text rows`],
+    ["Energy", `${show(row.energy_image)} on images, ${show(row.energy_text)} on texts`],
+    ["Margin", `${percent(row.margin_self, 2)} with itself; ${percent(row.margin_loo, 2)} lost without it`],
+    ["Gap", `${percent(row.gap_share, 1)} of it; cosine ${show(row.gap_cosine, 2)}`],
+  ];
+  const singleFacts = (row, tokens) => [
+    row.name_atom ? ["Name by vocabulary", `${row.name_atom} (${show(row.name_atom_z, 1)} standard deviations)`] : null,
+    tokens ? ["Strongest on the tokens", tokens] : null,
+    ["Fires on", `${percent(row.rate, 2)} of rows: ${show(row.n_fire)}, in ${show(row.n_item)} items of ${show(row.n_record)} records`],
+    ["Energy", `${show(row.energy)} per row, ${percent(row.energy_share, 2)} of that of all features`],
+    ["z where it fires", `${show(row.mean_active)} on average, ${show(row.largest)} at most` + (row.n_negative ? `; negative in ${show(row.n_negative)} rows` : "")],
+    ["Items its energy is worth", show(row.ess, 1)],
+    row.stability === null || row.stability === undefined ? null : ["Cosine in other seeds", `${show(row.stability, 2)}; of random atoms ${show(row.stability_null, 2)}`],
+  ];
+  const facts = told => h("dl", { class: "facts" }, told.filter(Boolean).map(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]));
+  const score = row => h("div", { class: "score" }, THRESHER.muBar(row.mu_energy, row.mu_energy_low, row.mu_energy_high), h("div", { class: "ends" }, h("span", { class: "text" }, "text"), h("span", {}, `score ${show(row.mu_energy, 2)} [${show(row.mu_energy_low, 2)}, ${show(row.mu_energy_high, 2)}], by count ${show(row.mu_count, 2)}`), h("span", { class: "image" }, "image")));
+  const steps = (found, row) => (!found.steps ? "" : h("section", { class: "card" }, h("h2", {}, "Steps of the pursuit"),
+    h("p", { class: "soft small" }, "Energy per row by the step it is picked at; mean step " + (THRESHER.isSingle ? `${show(row.step, 1)}.` : `${show(row.step_image, 1)} on images, ${show(row.step_text, 1)} on texts.`)), THRESHER.steps(found.steps)));
+  const every = row => h("details", {}, h("summary", {}, "All columns"), h("div", { class: "scroll" }, h("table", { class: "data" }, h("tbody", {}, Object.entries(row).map(([name, value]) => h("tr", {}, h("th", { scope: "row", class: "left" }, name), h("td", {}, typeof value === "boolean" ? String(value) : show(value))))))));
 
   THRESHER.views.feature = async (main, { sae, id }) => {
-    const feature = Number(id), table = await THRESHER.table(sae);
+    const feature = Number(id), table = await THRESHER.table(sae), { modalities } = THRESHER.run;
     if (!Number.isInteger(feature) || feature < 0 || feature >= table.n) throw new Error(`${sae} has no feature ${id}; its features are 0 to ${table.n - 1}`);
     const found = await read(sae, feature), row = found.row;
-    const [images, texts] = await Promise.all([THRESHER.images(numbers(found.image)), THRESHER.texts(numbers(found.text))]);
+    const known = await Promise.all(modalities.map(kind => know(kind, found[kind])));
     const { before, after, where } = walk(sae, feature);
     const step = (to, text, name) => h("a", { href: to >= 0 && to < table.n ? link("feature", sae, to) : null, class: "button", "aria-label": name, "aria-disabled": String(!(to >= 0 && to < table.n)) }, text);
-    const [asImage, asText] = found.partners, label = table.label(feature);
+    const label = table.label(feature), single = THRESHER.isSingle;
+    const shown = h("div", { class: single ? null : "two" }, modalities.map((kind, k) => items(kind, found[kind], known[k], kind === "image" ? pictures : captions)));
+    const activations = h("section", { class: "card" }, h("h2", {}, "Activations"), THRESHER.histogram(modalities.map(kind => [kind, found[kind].histogram]), THRESHER.run.bins), facts(single ? singleFacts(row, table.get("tokens", feature)) : crossedFacts(row)));
+    const near = h("section", { class: "card" }, THRESHER.nearest(sae, table, found.nearest), every(row));
     main.append(
       h("div", { class: "bar" }, h("a", { href: link("features", sae), class: "button", id: "back" }, "\u2190 table"), step(before, "\u2039 previous", "Previous feature"), step(after, "next \u203a", "Next feature"), h("span", { class: "soft" }, where)),
-      h("h1", { id: "feature-title", "data-feature": feature }, `Feature #${feature}`, label ? h("small", {}, " " + label) : "", THRESHER.chip(row.class)),
-      h("p", { class: "why" }, THRESHER.reason(row)),
-      h("div", { class: "score" }, THRESHER.muBar(row.mu_energy, row.mu_energy_low, row.mu_energy_high), h("div", { class: "ends" }, h("span", { class: "text" }, "text"), h("span", {}, `score ${show(row.mu_energy, 2)} [${show(row.mu_energy_low, 2)}, ${show(row.mu_energy_high, 2)}], by count ${show(row.mu_count, 2)}`), h("span", { class: "image" }, "image"))),
-      h("div", { class: "two" }, items("image", found.image, images, pictures), items("text", found.text, texts, captions)),
-      h("div", { class: "two" },
-        h("section", { class: "card" }, h("h2", {}, "Why this class"), THRESHER.gates(row)),
-        h("div", {},
-          h("section", { class: "card" }, h("h2", {}, "Activations"), THRESHER.histogram(found.image.histogram, found.text.histogram, THRESHER.run.bins), facts(row)),
-          found.steps ? h("section", { class: "card" }, h("h2", {}, "Steps of the pursuit"), h("p", { class: "soft small" }, `Energy per row by the step it is picked at; mean step ${show(row.step_image, 1)} on images, ${show(row.step_text, 1)} on texts.`), THRESHER.steps(...found.steps)) : "")),
-      h("div", { class: "two" },
-        h("section", { class: "card" }, h("h2", {}, "Partners"), asImage.length + asText.length ? [ego(sae, table, feature, found.partners), h("p", {}, h("a", { href: link("bridge", sae, null, { ego: feature }) }, "In the graph"))] : h("p", { class: "soft" }, "No feature fires on the other end of its pairs more than chance would have it."),
-          partnerTable(sae, table, asImage, "Features that fire on the texts of its images"), partnerTable(sae, table, asText, "Features that fire on the images of its texts")),
-        h("section", { class: "card" }, h("h2", {}, "Nearest atoms"), h("div", { class: "scroll" }, h("table", { class: "data" },
-          h("thead", {}, h("tr", {}, h("th", { class: "left", scope: "col" }, "feature"), h("th", { class: "left", scope: "col" }, "class"), h("th", { scope: "col" }, "cosine"))),
-          h("tbody", {}, found.nearest.map(([other, cosine]) => h("tr", {}, h("td", { class: "left" }, THRESHER.featureLink(sae, table, other)), h("td", { class: "left" }, THRESHER.chip(table.get("class", other))), h("td", {}, show(cosine, 3))))))),
-          h("details", {}, h("summary", {}, "All columns"), h("div", { class: "scroll" }, h("table", { class: "data" }, h("tbody", {}, Object.entries(row).map(([name, value]) => h("tr", {}, h("th", { scope: "row", class: "left" }, name), h("td", {}, typeof value === "boolean" ? String(value) : show(value)))))))))));
+      h("h1", { id: "feature-title", "data-feature": feature }, `Feature #${feature}`, label ? h("small", {}, " " + label) : "", THRESHER.chip(table.kind(feature))),
+      ...(single
+        ? [shown, h("div", { class: "two" }, h("div", {}, activations, steps(found, row)), near)]
+        : [h("p", { class: "why" }, THRESHER.reason(row)), score(row), shown,
+           h("div", { class: "two" }, h("section", { class: "card" }, h("h2", {}, "Why this class"), THRESHER.gates(row)), h("div", {}, activations, steps(found, row))),
+           h("div", { class: "two" }, THRESHER.partners(sae, table, feature, found.partners), near)]));
     return key => {
       const to = { j: after, ArrowRight: after, k: before, ArrowLeft: before }[key];
       if (to !== undefined && to >= 0 && to < table.n) location.hash = link("feature", sae, to);

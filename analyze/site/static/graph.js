@@ -12,7 +12,7 @@
       if (columns.count[k] < state.count || (columns.q[k] !== null && columns.q[k] > state.q)) continue;
       if (near && !(near.has(columns.i[k]) && near.has(columns.j[k]))) continue;
       if (state.kind && kinds.levels[kinds.codes[k]] !== state.kind) continue;
-      if (state.class && table.get("class", columns.i[k]) !== state.class && table.get("class", columns.j[k]) !== state.class) continue;
+      if (state.class && table.kind(columns.i[k]) !== state.class && table.kind(columns.j[k]) !== state.class) continue;
       kept.push(k);
     }
     kept.sort((a, b) => Math.abs(measure[b]) - Math.abs(measure[a]) || a - b);
@@ -85,9 +85,9 @@
       most: Number(query.get("most") || 150), class: query.get("class") || "", kind: "", ego: asked === null ? null : Number(asked),
     };
     let graph = { nodes: [], links: [] }, hot = null;
-    const energy = feature => (table.get("energy_image", feature) || 0) + (table.get("energy_text", feature) || 0);
-    const largest = Math.max(...Array.from({ length: table.n }, (_, k) => energy(k)), 1e-12);
-    const radius = feature => 3 + (state.layout === "columns" ? 5 : 11) * Math.sqrt(energy(feature) / largest);
+    let largest = 1e-12;
+    for (let row = 0; row < table.n; row++) largest = Math.max(largest, table.energy(row));
+    const radius = feature => 3 + (state.layout === "columns" ? 5 : 11) * Math.sqrt(table.energy(feature) / largest);
     const place = (node, width) => [node.x * width, 14 + node.y * (canvas.clientHeight - 28)];
     const draw = (context, width, height) => {
       const measure = columns[state.by], strongest = Math.max(...graph.links.map(([, , k]) => Math.abs(measure[k])), 1e-12);
@@ -96,17 +96,19 @@
         context.strokeStyle = THRESHER.color(near ? "--link" : columns.cos[k] > 0.5 ? "--collinear" : "--apart");
         context.globalAlpha = hot === null ? 0.55 : near ? 1 : 0.12;
         context.lineWidth = 0.5 + 4 * Math.abs(measure[k]) / strongest;
+        context.setLineDash(columns.cos[k] > 0.5 ? [] : [4, 3]);
         context.beginPath(); context.moveTo(ax, ay);
         if (state.layout === "columns") context.bezierCurveTo((ax + bx) / 2, ay, (ax + bx) / 2, by, bx, by); else context.lineTo(bx, by);
         context.stroke();
       }
       context.globalAlpha = 1;
+      context.setLineDash([]);
       const named = graph.nodes.length <= (state.layout === "columns" ? Infinity : 80);
       context.font = "11px system-ui, sans-serif"; context.textBaseline = "middle";
       graph.nodes.forEach((node, k) => {
         const [x, y] = place(node, width), r = radius(node.feature);
         context.beginPath(); context.arc(x, y, r, 0, 2 * Math.PI);
-        context.fillStyle = THRESHER.muColor(table.get("mu_energy", node.feature), table.get("class", node.feature)); context.fill();
+        context.fillStyle = table.color(node.feature); context.fill();
         context.lineWidth = k === hot || node.feature === state.ego ? 2.5 : 1; context.strokeStyle = THRESHER.color(k === hot || node.feature === state.ego ? "--ink" : "--edge"); context.stroke();
         if (!named && k !== hot) return;
         context.fillStyle = THRESHER.color("--ink"); context.textAlign = node.side === 0 ? "right" : "left";
@@ -128,7 +130,7 @@
       if (found === null) return THRESHER.tip(null);
       const { feature } = graph.nodes[found];
       canvas.style.cursor = "pointer";
-      THRESHER.tip(event, h("b", {}, `#${feature} ${table.label(feature)}`), h("br"), `${table.get("class", feature)}, score ${show(table.get("mu_energy", feature), 2)}`);
+      THRESHER.tip(event, h("b", {}, `#${feature} ${table.label(feature)}`), h("br"), table.about(feature));
     });
     canvas.addEventListener("mouseleave", () => { hot = null; canvas.style.cursor = ""; THRESHER.tip(null); paint(); });
     canvas.addEventListener("click", event => { const found = pick(event); if (found !== null) location.hash = link("feature", sae, graph.nodes[found].feature); });

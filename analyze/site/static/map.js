@@ -9,15 +9,15 @@
     const table = await THRESHER.table(sae), data = await THRESHER.load(`${sae}/map`);
     const names = Object.keys(TITLES).filter(name => name in data.layouts), n = data.features.length;
     const state = { layout: names.includes(query.get("layout")) ? query.get("layout") : names[0], by: query.get("by") || "class" };
-    let zoom = 1, shiftX = 0, shiftY = 0, hot = null, drag = null, box = null, points = [];
+    const colourings = THRESHER.isSingle ? [["class", "status"], ["energy", "energy"]] : [["class", "class"], ["mu", "modality score"], ["energy", "energy"]];
+    let zoom = 1, shiftX = 0, shiftY = 0, hot = null, drag = null, loop = null, lasso = false, panned = false, points = [];
 
-    const largest = Math.max(...data.features.map(feature => table.get("energy_image", feature) + table.get("energy_text", feature)), 1e-12);
-    const part = feature => Math.sqrt((table.get("energy_image", feature) + table.get("energy_text", feature)) / largest);
+    const largest = data.features.reduce((most, feature) => Math.max(most, table.energy(feature)), 1e-12), part = feature => Math.sqrt(table.energy(feature) / largest);
     let colors = [];
     const color = () => {
       const byClass = Object.fromEntries(THRESHER.CLASSES.map(kind => [kind, THRESHER.classColor(kind)]));
       const ramp = value => `hsl(${265 - 215 * value} 70% ${THRESHER.isDark() ? 40 + 30 * value : 60 - 25 * value}%)`;
-      colors = data.features.map(feature => (state.by === "class" ? byClass[table.get("class", feature)] : state.by === "mu" ? THRESHER.muColor(table.get("mu_energy", feature), table.get("class", feature)) : ramp(part(feature))));
+      colors = data.features.map(feature => (state.by === "class" ? byClass[table.kind(feature)] : state.by === "mu" ? table.color(feature) : ramp(part(feature))));
     };
     const scale = (width) => {
       const { x, y } = data.layouts[state.layout], pad = 24;
@@ -38,7 +38,10 @@
       });
       context.globalAlpha = 1;
       if (hot !== null) { context.strokeStyle = THRESHER.color("--ink"); context.lineWidth = 2; context.beginPath(); context.arc(...points[hot], base + 5 * part(data.features[hot]) + 3, 0, 2 * Math.PI); context.stroke(); }
-      if (box) { context.strokeStyle = THRESHER.color("--link"); context.setLineDash([4, 3]); context.strokeRect(box[0], box[1], box[2] - box[0], box[3] - box[1]); context.setLineDash([]); }
+      if (!loop) return;
+      context.strokeStyle = THRESHER.color("--link"); context.fillStyle = THRESHER.color("--link"); context.lineWidth = 1.5; context.setLineDash([4, 3]);
+      context.beginPath(); loop.forEach(([x, y], k) => (k ? context.lineTo(x, y) : context.moveTo(x, y))); context.closePath(); context.stroke();
+      context.globalAlpha = 0.1; context.fill(); context.globalAlpha = 1; context.setLineDash([]);
     };
     const { node: canvas, paint } = THRESHER.canvas(HEIGHT, `Map of ${n} alive atoms; the table lists the same features`, draw);
     const where = event => { const edge = canvas.getBoundingClientRect(); return [event.clientX - edge.left, event.clientY - edge.top]; };
@@ -48,31 +51,51 @@
       points.forEach(([px, py], k) => { const far = (px - x) ** 2 + (py - y) ** 2; if (far < least) { least = far; best = k; } });
       return best;
     };
-    canvas.addEventListener("mousemove", event => {
+    const open = chosen => { if (chosen.length) location.hash = link("features", sae, null, { only: chosen.join(".") }); else paint(); };
+    // A point is inside when a ray from it crosses the loop an odd number of times.
+    const inside = ([x, y]) => loop.reduce((odd, [ax, ay], k) => {
+      const [bx, by] = loop[(k + 1) % loop.length];
+      return (ay > y) !== (by > y) && x < ax + (bx - ax) * (y - ay) / (by - ay) ? !odd : odd;
+    }, false);
+    canvas.addEventListener("pointermove", event => {
+      const [x, y] = where(event);
       if (drag) {
-        const [x, y] = where(event);
         drag.moved = drag.moved || Math.hypot(x - drag.x, y - drag.y) > 4;
-        if (drag.select) box = [drag.x, drag.y, x, y]; else { shiftX = drag.shiftX + x - drag.x; shiftY = drag.shiftY + y - drag.y; }
+        if (loop) loop.push([x, y]); else { shiftX = drag.shiftX + x - drag.x; shiftY = drag.shiftY + y - drag.y; }
         return paint();
       }
       const found = nearest(event);
       if (found !== hot) { hot = found; paint(); }
       if (found === null) return THRESHER.tip(null);
       const feature = data.features[found];
-      THRESHER.tip(event, h("b", {}, `#${feature} ${table.label(feature)}`), h("br"), `${table.get("class", feature)}, score ${show(table.get("mu_energy", feature), 2)}`);
+      THRESHER.tip(event, h("b", {}, `#${feature} ${table.label(feature)}`), h("br"), table.about(feature));
     });
-    canvas.addEventListener("mousedown", event => { const [x, y] = where(event); drag = { x, y, shiftX, shiftY, select: event.shiftKey, moved: false }; event.preventDefault(); canvas.focus(); });
-    canvas.addEventListener("mouseup", event => {
-      const done = drag, chosen = box;
-      drag = box = null;
-      if (!done) return;
-      if (!done.moved) { const found = nearest(event); if (found !== null) location.hash = link("feature", sae, data.features[found]); return; }
-      if (!chosen) return;
-      const [left, right] = [chosen[0], chosen[2]].sort((a, b) => a - b), [top, bottom] = [chosen[1], chosen[3]].sort((a, b) => a - b);
-      const inside = data.features.filter((_, k) => points[k][0] >= left && points[k][0] <= right && points[k][1] >= top && points[k][1] <= bottom);
-      if (inside.length) location.hash = link("features", sae, null, { only: inside.join(".") }); else paint();
+    canvas.addEventListener("pointerdown", event => {
+      // A finger scrolls the page unless it draws.
+      if (event.button || (event.pointerType === "touch" && !lasso)) return;
+      const [x, y] = where(event);
+      drag = { x, y, shiftX, shiftY, moved: false };
+      if (lasso || event.shiftKey) loop = [[x, y]];
+      canvas.setPointerCapture(event.pointerId);
+      THRESHER.tip(null);
+      event.preventDefault();
+      canvas.focus();
     });
-    canvas.addEventListener("mouseleave", () => { hot = drag = box = null; THRESHER.tip(null); paint(); });
+    canvas.addEventListener("pointerup", () => {
+      const done = drag;
+      panned = Boolean(done && done.moved);
+      const chosen = loop && done && done.moved ? data.features.filter((_, k) => inside(points[k])) : null;
+      drag = loop = null;
+      if (chosen) open(chosen);
+      else if (done && done.moved) paint();
+    });
+    canvas.addEventListener("click", event => {
+      const found = nearest(event);
+      if (found !== null && !panned) location.hash = link("feature", sae, data.features[found]);
+    });
+    canvas.addEventListener("pointercancel", () => { drag = loop = null; paint(); });
+    canvas.addEventListener("pointerleave", () => { if (drag) return; hot = null; THRESHER.tip(null); paint(); });
+    const inSight = () => data.features.filter((_, k) => points[k][0] >= 0 && points[k][0] <= canvas.clientWidth && points[k][1] >= 0 && points[k][1] <= HEIGHT);
     const zoomBy = (factor, x, y) => { zoom *= factor; shiftX = x + (shiftX - x) * factor; shiftY = y + (shiftY - y) * factor; paint(); };
     canvas.addEventListener("wheel", event => {
       event.preventDefault();
@@ -85,10 +108,13 @@
       else if (event.key === "+" || event.key === "=") zoomBy(1.25, 0, 0);
       else if (event.key === "-") zoomBy(0.8, 0, 0);
       else if (event.key === "0") reset();
+      else if (event.key === "l") draws.click();
+      else if (event.key === "Enter") open(inSight());
       else return;
       event.preventDefault();
     });
     const reset = () => { zoom = 1; shiftX = shiftY = 0; paint(); };
+    const draws = h("button", { type: "button", id: "lasso", "aria-pressed": "false", title: "Draw around atoms to list them in the table; also with Shift", onclick: () => { lasso = !lasso; draws.setAttribute("aria-pressed", String(lasso)); canvas.classList.toggle("draws", lasso); } }, "Lasso");
     const legend = h("p", { class: "legend" }), about = h("span", { class: "soft small", id: "map-status", role: "status" });
     const update = () => {
       const { shares } = data.layouts[state.layout];
@@ -101,10 +127,10 @@
       h("h1", {}, "Map of the dictionary", h("small", {}, ` ${sae}`)),
       h("div", { class: "bar" },
         THRESHER.field("Layout", THRESHER.select(names.map(name => [name, TITLES[name]]), state.layout, value => { state.layout = value; reset(); update(); })),
-        THRESHER.field("Colour", THRESHER.select([["class", "class"], ["mu", "modality score"], ["energy", "energy"]], state.by, value => { state.by = value; update(); })),
-        h("button", { type: "button", onclick: reset }, "Whole map"), about),
+        THRESHER.field("Colour", THRESHER.select(colourings, state.by, value => { state.by = value; update(); })),
+        h("button", { type: "button", onclick: reset }, "Whole map"), draws, h("button", { type: "button", id: "sight", onclick: () => open(inSight()) }, "List what is in sight"), about),
       legend, h("div", { class: "card canvas" }, canvas),
-      h("p", { class: "soft small" }, "Click: open the feature. Drag: move. Wheel, + and -: zoom. Shift and drag: list what is inside in the table. With the gap's direction in, islands may only restate the gap."));
+      h("p", { class: "soft small" }, "Click: open the feature. Drag, arrows: move. Wheel, + and -: zoom, 0: whole map. Lasso (l), or Shift and drag: draw around atoms to list them in the table. Enter: list what is in sight." + (THRESHER.isSingle ? "" : " With the gap's direction in, islands may only restate the gap.")));
     update();
   };
 })();

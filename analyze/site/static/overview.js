@@ -4,7 +4,7 @@
   const { h, show, percent, estimate, link, CLASSES } = THRESHER;
 
   const classBar = (sae, groups) => {
-    const parts = CLASSES.map(kind => ({ label: kind, value: groups.classes[kind].n, color: `var(--class-${kind})` }));
+    const parts = CLASSES.map(kind => ({ label: kind, value: THRESHER.count(sae, kind), color: `var(--class-${kind})` }));
     return THRESHER.stack(parts, value => String(value));
   };
 
@@ -66,17 +66,26 @@
       h("figcaption", {}, `Modality score of ${show(found.n)} features that fire often enough. Lines: the same firings, were each feature equally at home on both modalities.`));
   };
 
+  const statusTable = (sae, { statuses }) => h("div", { class: "scroll" }, h("table", { class: "data" },
+    h("thead", {}, h("tr", {}, ["status", "features", "energy"].map((text, k) => h("th", { scope: "col", class: k ? null : "left" }, text)))),
+    h("tbody", {}, CLASSES.map(kind => h("tr", {},
+      h("th", { scope: "row", class: "left" }, h("a", { href: link("features", sae, null, { class: kind }) }, THRESHER.chip(kind))), h("td", {}, show(statuses[kind].n)), h("td", {}, percent(statuses[kind].energy)))))));
+
   const section = sae => {
-    const groups = THRESHER.run.groups[sae], about = THRESHER.run.saes[sae];
-    const warnings = THRESHER.run.warnings.filter(one => one.sae === sae);
+    const groups = THRESHER.run.groups[sae], about = THRESHER.run.saes[sae], single = THRESHER.isSingle;
+    const warnings = THRESHER.run.warnings.filter(one => one.sae === sae), views = single ? [["features", "All features"], ["map", "Map"]] : [["features", "All features"], ["bridge", "Bridge graph"], ["map", "Map"], ["pairs", "Pairs"]];
     return h("section", { class: "card", "aria-labelledby": `sae-${sae}` },
       h("h2", { id: `sae-${sae}` }, sae, h("small", {}, ` ${about.architecture.kind}, ${show(about.d_sae)} atoms of ${show(about.d_in)}`)),
-      h("p", { class: "links" }, [["features", "All features"], ["bridge", "Bridge graph"], ["map", "Map"], ["pairs", "Pairs"]].map(([view, text]) => h("a", { href: link(view, sae) }, text))),
-      classBar(sae, groups), classTable(sae, groups),
-      h("div", { class: "two" }, facts(groups), histogram(groups.histogram)),
-      warnings.length ? warn(warnings) : null,
-      h("details", {}, h("summary", {}, "Classes with and without each gate", groups.truth ? ", ground truth" : ""), h("div", {}, gateCounts(groups), truth(groups.truth))));
+      h("p", { class: "links" }, views.map(([view, text]) => h("a", { href: link(view, sae) }, text))),
+      classBar(sae, groups), ...(single ? [statusTable(sae, groups), warnings.length ? warn(warnings) : ""] : crossed(sae, groups, warnings)));
   };
+
+  const crossed = (sae, groups, warnings) => [
+      classTable(sae, groups),
+      h("div", { class: "two" }, facts(groups), histogram(groups.histogram)),
+      warnings.length ? warn(warnings) : "",
+      h("details", {}, h("summary", {}, "Classes with and without each gate", groups.truth ? ", ground truth" : ""), h("div", {}, gateCounts(groups), truth(groups.truth))),
+    ];
 
   const warn = warnings => h("div", { class: "warn", role: "note" }, h("ul", {}, warnings.map(one => h("li", {}, one.text))));
 
@@ -84,7 +93,7 @@
     const { run } = THRESHER, held = run.held_out;
     const general = run.warnings.filter(one => !one.sae || !run.groups[one.sae]);
     main.append(
-      h("h1", {}, "What image and text share"),
+      h("h1", {}, THRESHER.isSingle ? `Features of ${run.modalities[0]}s` : "What image and text share"),
       h("p", { class: "soft" }, `${run.store.model}, ${run.store.source}. Held out: ${show(held.records)} records (`, Object.entries(held.panels).map(([name, panel]) => `${name}: ${show(panel.n_items)} items at ${panel.hook_point}`).join("; "), `). Intervals: 95 %, ${run.n_bootstrap} resamples.`),
       general.length ? warn(general) : "",
       h("div", { class: "scroll" }, summary(run.summary)),

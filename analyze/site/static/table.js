@@ -4,35 +4,51 @@
   const { h, show, link, CLASSES } = THRESHER;
   const ROW = 30;
 
-  // key, title, width, what it means, how it is shown
-  const number = digits => (value => show(value, digits));
-  const COLUMNS = [
-    ["feature", "feature", 72, "index in the dictionary", value => "#" + value],
-    ["class", "class", 172, "what the gates say", value => THRESHER.chip(value)],
-    ["mu_energy", "score", 132, "modality score: 0 text, 1 image; bar: 95 % interval", null],
-    ["name_image", "name by images", 150, "nearest word to what it is about on images", null],
-    ["name_text", "name by texts", 150, "nearest word to what it is about on texts", null],
-    ["concept", "concept", 150, "ground truth: the concept it tracks best", null],
-    ["n_record_image", "images", 72, "records with an image it fires on", number(0)],
-    ["n_record_text", "texts", 72, "records with a text it fires on", number(0)],
-    ["energy_image", "energy image", 118, "E[z^2] on images", number(3)],
-    ["energy_text", "energy text", 106, "E[z^2] on texts", number(3)],
-    ["rho", "rho", 68, "correlation with itself over pairs", number(2)],
-    ["q", "q", 72, "chance of that, false discoveries controlled", number(3)],
-    ["mms_z", "meaning z", 96, "meaning across modalities, in standard deviations", number(1)],
-    ["agreement", "agreement", 98, "cosine of what it is about on images and on texts", number(2)],
-    ["partner", "partner", 84, "best correlated feature of the other modality", value => (value < 0 ? "-" : "#" + value)],
-    ["partner_rho", "rho of it", 82, "correlation with the partner", number(2)],
-    ["partner_cos", "cos of it", 78, "cosine with the partner", number(2)],
-    ["margin_self", "margin self", 104, "share of the contrastive margin that it makes with itself", number(4)],
-    ["margin_loo", "margin without", 128, "share of the margin lost without it", number(4)],
-    ["gap_share", "gap share", 94, "share of the modality gap", number(3)],
-    ["gap_cosine", "gap cos", 72, "|cosine| with the gap's direction", number(2)],
-    ["stability", "stability", 86, "cosine with its match in other seeds", number(2)],
-    ["step_image", "step image", 100, "mean step it is picked at on images", number(1)],
-    ["step_text", "step text", 88, "mean step it is picked at on texts", number(1)],
-    ["mu_count", "score by count", 126, "modality score by firing rates", number(2)],
-  ];
+  // key | title | width | digits, or what it is | what it means
+  const COLUMNS = `
+    feature | feature | 72 | id | index in the dictionary
+    class | class | 172 | kind | what the gates say
+    status | status | 84 | kind | dense: fires on many rows; rare: on few records, or its energy rests on few items
+    mu_energy | score | 132 | score | modality score: 0 text, 1 image; bar: 95 % interval
+    name_image | name by images | 150 | text | nearest word to what it is about on images
+    name_text | name by texts | 150 | text | nearest word to what it is about on texts
+    name_atom | name | 150 | text | nearest word to its atom
+    tokens | strongest tokens | 190 | text | commonest tokens on which it is strongest in its strongest texts
+    concept | concept | 150 | text | ground truth: the concept it tracks best
+    n_record_image | images | 72 | 0 | records with an image it fires on
+    n_record_text | texts | 72 | 0 | records with a text it fires on
+    energy_image | energy image | 118 | 3 | E[z^2] on images
+    energy_text | energy text | 106 | 3 | E[z^2] on texts
+    rho | rho | 68 | 2 | correlation with itself over pairs
+    q | q | 72 | 3 | chance of that, false discoveries controlled
+    mms_z | meaning z | 96 | 1 | meaning across modalities, in standard deviations
+    agreement | agreement | 98 | 2 | cosine of what it is about on images and on texts
+    partner | partner | 84 | id | best correlated feature of the other modality
+    partner_rho | rho of it | 82 | 2 | correlation with the partner
+    partner_cos | cos of it | 78 | 2 | cosine with the partner
+    margin_self | margin self | 104 | 4 | share of the contrastive margin that it makes with itself
+    margin_loo | margin without | 128 | 4 | share of the margin lost without it
+    gap_share | gap share | 94 | 3 | share of the modality gap
+    gap_cosine | gap cos | 72 | 2 | |cosine| with the gap's direction
+    n_record | records | 82 | 0 | records in which it fires
+    n_item | items | 72 | 0 | items in which it fires
+    n_fire | rows | 82 | 0 | rows on which it fires
+    rate | rate | 78 | 4 | share of the rows on which it fires
+    energy | energy | 84 | 3 | E[z^2]
+    energy_share | energy share | 114 | 4 | share of the energy of all features
+    mean_active | mean z | 82 | 2 | mean z where it fires
+    largest | largest | 82 | 2 | largest |z|
+    ess | worth items | 104 | 1 | how many equal items its energy is worth
+    nearest | nearest | 84 | id | atom of the largest cosine
+    nearest_cosine | cos of it | 78 | 2 | cosine with the nearest atom
+    stability | stability | 86 | 2 | cosine with its match in other seeds
+    step | step | 64 | 1 | mean step of the pursuit it is picked at
+    step_image | step image | 100 | 1 | mean step it is picked at on images
+    step_text | step text | 88 | 1 | mean step it is picked at on texts
+    mu_count | score by count | 126 | 2 | modality score by firing rates`.trim().split("\n").map(line => {
+    const [key, title, width, what, ...about] = line.split(" | ").map(part => part.trim());
+    return { key, title, width: Number(width), what, about: about.join(" | ") };
+  });
 
   // Words of a search: `#12` or a number, `rho>0.3`, or letters in a name, concept or class.
   const parse = query => query.trim().toLowerCase().split(/\s+/).filter(Boolean).map(word => {
@@ -43,7 +59,7 @@
   const TESTS = { ">": (a, b) => a > b, "<": (a, b) => a < b, ">=": (a, b) => a >= b, "<=": (a, b) => a <= b, "=": (a, b) => a === b };
   const fits = (table, words, row) => words.every(word => {
     if (word.feature !== undefined) return row === word.feature;
-    if (word.letters !== undefined) return ["name_image", "name_text", "concept", "class", "status"].some(name => (table.get(name, row) || "").toLowerCase().includes(word.letters));
+    if (word.letters !== undefined) return ["name_image", "name_text", "name_atom", "tokens", "concept", "class", "status"].some(name => (table.get(name, row) || "").toLowerCase().includes(word.letters));
     const value = table.get(word.column, row);
     return typeof value === "number" && TESTS[word.test](value, word.value);
   });
@@ -51,7 +67,7 @@
   const select = (table, state) => {
     const words = parse(state.q), rows = [];
     for (let row = 0; row < table.n; row++) {
-      if (state.classes.size && !state.classes.has(table.get("class", row))) continue;
+      if (state.classes.size && !state.classes.has(table.kind(row))) continue;
       if (state.only && !state.only.has(row)) continue;
       if (fits(table, words, row)) rows.push(row);
     }
@@ -65,14 +81,17 @@
     });
   };
 
-  const cell = (table, row, [key, , , , format]) => {
+  const cell = (table, row, { key, what }) => {
     const value = table.get(key, row);
-    if (key === "mu_energy") return [THRESHER.muBar(value, table.get("mu_energy_low", row), table.get("mu_energy_high", row)), h("span", { class: "mu-value" }, show(value, 2))];
-    return format ? (value === null ? "-" : format(value)) : show(value);
+    if (value === null) return "-";
+    if (what === "score") return [THRESHER.muBar(value, table.get("mu_energy_low", row), table.get("mu_energy_high", row)), h("span", { class: "mu-value" }, show(value, 2))];
+    if (what === "kind") return THRESHER.chip(value);
+    if (what === "id") return value < 0 ? "-" : "#" + value;
+    return what === "text" ? value : show(value, Number(what));
   };
 
   const toCsv = (table, rows, columns) => {
-    const keys = columns.map(column => column[0]).flatMap(key => (key === "mu_energy" ? [key, "mu_energy_low", "mu_energy_high"] : [key]));
+    const keys = columns.map(column => column.key).flatMap(key => (key === "mu_energy" ? [key, "mu_energy_low", "mu_energy_high"] : [key]));
     // A leading = + - @ in a text would be a formula to a spreadsheet.
     const quote = value => {
       if (value === null) return "";
@@ -93,17 +112,17 @@
   const places = new Map();
 
   THRESHER.views.features = async (main, { sae, query }) => {
-    const table = await THRESHER.table(sae);
+    const table = await THRESHER.table(sae), usual = THRESHER.isSingle ? "-energy" : "-energy_image";
     const state = {
-      q: query.get("q") || "", sort: query.get("sort") || "-energy_image",
+      q: query.get("q") || "", sort: query.get("sort") || usual,
       classes: new Set((query.get("class") || "").split(",").filter(kind => CLASSES.includes(kind))),
       only: query.get("only") ? new Set(query.get("only").split(".").map(Number)) : null,
     };
-    const columns = COLUMNS.filter(([key]) => table.has(key) && !empty(table, key));
-    const template = columns.map(([, , width]) => width + "px").join(" "), width = columns.reduce((sum, column) => sum + column[2], 0);
+    const columns = COLUMNS.filter(({ key }) => table.has(key) && !empty(table, key) && (key !== "status" || THRESHER.isSingle));
+    const template = columns.map(column => column.width + "px").join(" "), width = columns.reduce((sum, column) => sum + column.width, 0);
     let rows = [], current = 0;
 
-    const search = h("input", { type: "search", id: "search", value: state.q, placeholder: "name, concept, #12, rho>0.3 q<0.05", "aria-label": "Search features", autocomplete: "off", spellcheck: "false" });
+    const search = h("input", { type: "search", id: "search", value: state.q, placeholder: THRESHER.isSingle ? "name, token, #12, rate>0.01 ess>50" : "name, concept, #12, rho>0.3 q<0.05", "aria-label": "Search features", autocomplete: "off", spellcheck: "false" });
     const counts = CLASSES.map(kind => [kind, count(table, kind)]).filter(([, n]) => n);
     const chips = counts.map(([kind, n]) => h("button", { type: "button", class: "filter", "data-class": kind, "aria-pressed": String(state.classes.has(kind)), onclick: event => {
       state.classes.has(kind) ? state.classes.delete(kind) : state.classes.add(kind);
@@ -111,7 +130,7 @@
       update();
     } }, h("i", { class: "dot", style: `background:var(--class-${kind})` }), `${kind} `, h("small", {}, String(n))));
     const status = h("span", { id: "count", role: "status", class: "soft" });
-    const heads = columns.map(([key, title, , about]) => h("div", { role: "columnheader", "data-key": key, title: about, class: isNumber(table, key) ? "right" : null }, h("button", { type: "button", tabindex: "-1", onclick: () => {
+    const heads = columns.map(({ key, title, about }) => h("div", { role: "columnheader", "data-key": key, title: about, class: isNumber(table, key) ? "right" : null }, h("button", { type: "button", tabindex: "-1", onclick: () => {
       state.sort = state.sort === "-" + key ? key : "-" + key;
       update();
     } }, title)));
@@ -125,7 +144,7 @@
       body.replaceChildren(...rows.slice(first, last).map((row, k) => h("div", {
         role: "row", id: `row-${row}`, "data-feature": row, "aria-rowindex": first + k + 2, "aria-selected": String(first + k === current), class: "grid-row",
         style: `top:${(first + k) * ROW}px;grid-template-columns:${template}`,
-      }, columns.map(column => h("div", { role: "gridcell", class: isNumber(table, column[0]) ? "right" : null }, column[0] === "feature" ? h("a", { href: link("feature", sae, row), tabindex: "-1" }, "#" + row) : cell(table, row, column))))));
+      }, columns.map(column => h("div", { role: "gridcell", class: isNumber(table, column.key) ? "right" : null }, column.key === "feature" ? h("a", { href: link("feature", sae, row), tabindex: "-1" }, "#" + row) : cell(table, row, column))))));
       rows.length ? grid.setAttribute("aria-activedescendant", `row-${rows[current]}`) : grid.removeAttribute("aria-activedescendant");
     };
     const go = place => {
@@ -146,7 +165,7 @@
         one.setAttribute("aria-sort", state.sort === key ? "ascending" : state.sort === "-" + key ? "descending" : "none");
       }
       status.textContent = `${rows.length.toLocaleString("en-US")} of ${table.n.toLocaleString("en-US")} features`;
-      THRESHER.setHash(link("features", sae, null, { q: state.q, class: [...state.classes].join(","), sort: state.sort === "-energy_image" ? "" : state.sort, only: state.only ? [...state.only].join(".") : "" }));
+      THRESHER.setHash(link("features", sae, null, { q: state.q, class: [...state.classes].join(","), sort: state.sort === usual ? "" : state.sort, only: state.only ? [...state.only].join(".") : "" }));
       go(Math.max(0, rows.indexOf(start)));
     };
     search.addEventListener("input", () => { state.q = search.value; update(); });
@@ -175,7 +194,7 @@
     const reset = state.only ? h("button", { type: "button", onclick: event => { state.only = null; event.currentTarget.remove(); update(); } }, "Leave the selection of the map") : "";
     main.append(
       h("div", { class: "bar" }, search, h("button", { type: "button", id: "csv", title: "The rows in sight and out of sight; all columns are in features.parquet", onclick: () => save(`${sae}-features.csv`, toCsv(table, rows, columns)) }, "Save as CSV"), reset, status),
-      h("div", { class: "bar", role: "group", "aria-label": "Classes" }, chips), grid);
+      h("div", { class: "bar", role: "group", "aria-label": THRESHER.isSingle ? "Statuses" : "Classes" }, chips), grid);
     update(places.get(sae));
     new ResizeObserver(paint).observe(grid);
     grid.focus({ preventScroll: true });
@@ -187,7 +206,7 @@
     return Array.isArray(column) ? column.every(value => value === null) : column.codes.every(code => code < 0);
   };
   const count = (table, kind) => {
-    const { levels, codes } = table.columns.class, wanted = levels.indexOf(kind);
+    const { levels, codes } = table.columns[THRESHER.isSingle ? "status" : "class"], wanted = levels.indexOf(kind);
     return wanted < 0 ? 0 : codes.reduce((sum, code) => sum + (code === wanted), 0);
   };
 })();

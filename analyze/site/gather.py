@@ -1,0 +1,65 @@
+"""From what an analysis found to what its site shows."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from scipy.sparse import csr_array, diags_array
+
+from thresher.analyze.battery.study import EDGES, FEATURES, Finding
+from thresher.analyze.context import Context, Outcome
+from thresher.analyze.single import Single
+from thresher.analyze.site.dashboards import Crossed, Dictionary
+from thresher.analyze.site.items import Catalogue
+from thresher.analyze.site.places import read_places
+from thresher.analyze.site.traces import Traces, Wanted, encode_items, trace
+
+
+def gather_dictionaries(context: Context, outcomes: Mapping[str, Outcome]) -> list[Dictionary]:
+    """What the site shows of each dictionary: those that the battery judged, or all of one modality."""
+    found = [_gather(name, one) for name, one in outcomes.items()]
+    return [_add_rows(context, one, outcomes[one.name]) for one in found if one is not None]
+
+
+def gather_catalogues(context: Context) -> dict[str, Catalogue]:
+    """The held-out items of each modality."""
+    store, has_rows = context.inputs.store, context.config.site.traces > 0
+    return {
+        name: Catalogue(store.items(panel.modality), panel.items, read_places(store, panel) if has_rows else None)
+        for name, panel in context.panels.items()
+    }
+
+
+def _gather(name: str, outcome: Outcome) -> Dictionary | None:
+    if outcome.finding is not None:
+        return describe_dictionary(name, outcome.finding)
+    return None if outcome.single is None else describe_single_dictionary(name, outcome.single)
+
+
+def describe_dictionary(name: str, finding: Finding) -> Dictionary:
+    """What the site shows of a dictionary that the battery judged."""
+    sides, tables = finding.judged.sides, finding.tables
+    codes = {"image": sides.image.codes, "text": sides.text.codes}
+    crossed = Crossed(tables[EDGES], sides.pairs)
+    return Dictionary(name, tables[FEATURES], finding.groups, codes, sides.dictionary, crossed, finding.steps)
+
+
+def describe_single_dictionary(name: str, single: Single) -> Dictionary:
+    """What the site shows of a dictionary of one modality."""
+    steps = None if single.steps is None else {single.modality: single.steps}
+    return Dictionary(name, single.features, single.groups, {single.modality: single.codes}, single.atoms, None, steps)
+
+
+def _add_rows(context: Context, one: Dictionary, outcome: Outcome) -> Dictionary:
+    """The same dictionary with what items of many rows are ranked by, and a way to read their codes."""
+    panels = {name: panel for name, panel in context.panels.items() if len(panel.rows) > len(panel.items)}
+    if not panels:
+        return one
+    trained, store = context.inputs.saes[one.name], context.inputs.store
+    norm = np.linalg.norm(trained.sae.dictionary.detach().double().cpu().numpy(), axis=1)
+    ranked = {name: csr_array(outcome.items[name] @ diags_array(norm)) for name in panels}
+
+    def look_up(modality: str, wanted: Wanted) -> Traces:
+        items = np.unique(wanted.item)
+        return trace(encode_items(trained, store, panels[modality], items, context.config.chunk_rows), wanted)
+
+    return one._replace(ranked=ranked, tracer=look_up)
