@@ -15,18 +15,20 @@ from thresher.data.store.objects import RETRY_SECONDS, Objects
 BUCKET = "activations"
 
 
-class S3:
+class Bucket:
     """A server with one bucket."""
 
-    def __init__(self, process: "subprocess.Popen[str]") -> None:
-        self._process = process
+    def __init__(self, process: "subprocess.Popen[str]", scheme: str) -> None:
+        self._process, self._scheme = process, scheme
         self.url = f"http://127.0.0.1:{self._answer()}"
+        if scheme != "s3":
+            return
         with urllib.request.urlopen(urllib.request.Request(f"{self.url}/{BUCKET}", method="PUT")):
             pass
 
     def address(self, name: str) -> str:
         """A place in the bucket."""
-        return f"s3://{BUCKET}/{name}"
+        return f"{self._scheme}://{BUCKET}/{name}"
 
     def objects(self, name: str) -> dict[str, bytes]:
         """Everything that lies at a place."""
@@ -53,19 +55,20 @@ class S3:
 
 
 @contextlib.contextmanager
-def serve_s3(**environment: str) -> Iterator[S3]:
+def serve(program: str, scheme: str, **environment: str) -> Iterator[Bucket]:
     """A server while the block runs. Parts of uploads may be small."""
-    settings = os.environ | {"S3_UPLOAD_PART_MIN_SIZE": "1", "AWS_EC2_METADATA_DISABLED": "true"} | environment
-    command = [sys.executable, str(Path(__file__).with_name("s3_server.py"))]
-    with subprocess.Popen(command, env=settings, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        yield S3(process)
+    settings = {"S3_UPLOAD_PART_MIN_SIZE": "1", "AWS_EC2_METADATA_DISABLED": "true", "BUCKET": BUCKET}
+    command = [sys.executable, str(Path(__file__).with_name(program))]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, env=os.environ | settings | environment, text=True, **pipes) as process:
+        yield Bucket(process, scheme)
         process.kill()
 
 
 @pytest.fixture(scope="session")
-def s3() -> Iterator[S3]:
+def s3() -> Iterator[Bucket]:
     """A server for all tests, and the settings that lead to it."""
-    with serve_s3() as server, pytest.MonkeyPatch.context() as patch:
+    with serve("s3_server.py", "s3") as server, pytest.MonkeyPatch.context() as patch:
         for name, value in {
             "AWS_ENDPOINT_URL": server.url,
             "AWS_ACCESS_KEY_ID": "thresher",
@@ -78,13 +81,22 @@ def s3() -> Iterator[S3]:
 
 
 @pytest.fixture
-def place(s3: S3, request: pytest.FixtureRequest) -> str:
+def place(s3: Bucket, request: pytest.FixtureRequest) -> str:
     """An empty place in the bucket, of the test's own."""
     return s3.address(request.node.name.replace("/", "-").replace("[", "-").replace("]", ""))
 
 
 @pytest.fixture(scope="session")
-def closed_s3(s3: S3) -> Iterator[S3]:
+def closed_s3(s3: Bucket) -> Iterator[Bucket]:
     """A server that lets nobody in."""
-    with serve_s3(INITIAL_NO_AUTH_ACTION_COUNT="1") as server:
+    with serve("s3_server.py", "s3", INITIAL_NO_AUTH_ACTION_COUNT="1") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def gcs() -> Iterator[Bucket]:
+    """A bucket of Google's for all tests, and the settings that lead to it."""
+    with serve("gcs_server.py", "gs") as server, pytest.MonkeyPatch.context() as patch:
+        for name, value in {"GOOGLE_BASE_URL": server.url, "GOOGLE_BEARER_TOKEN": "thresher", RETRY_SECONDS: "1"}.items():
+            patch.setenv(name, value)
         yield server

@@ -2,6 +2,8 @@
 
 import logging
 import sys
+from collections.abc import Callable
+from typing import Any
 
 from moto.server import ThreadedMotoServer
 
@@ -19,8 +21,8 @@ def say(word: object) -> None:
     sys.stdout.flush()
 
 
-def main() -> None:
-    """Serve until the end of the input."""
+def serve(start: Callable[[int], Any]) -> None:
+    """Obey until the end of the input; `start` gives a server at a port, 0 for a free one."""
     logging.getLogger("werkzeug").setLevel(logging.CRITICAL)
     server = start(0)
     port = server.get_host_and_port()[1]
@@ -34,4 +36,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    serve(start)

@@ -27,6 +27,8 @@ CREDENTIALS = {
     "on a machine with a service account that may use the bucket",
 }
 """Scheme of an address -> how one gets in."""
+ENDPOINTS = {"s3": "AWS_ENDPOINT_URL", "gs": "GOOGLE_BASE_URL"}
+"""Scheme -> environment variable that names another server than Amazon's or Google's."""
 METADATA = ("169.254.169.254", "latest/api/token", "latest/meta-data", "metadata.google.internal")
 """Where a request for credentials goes when nobody has given any."""
 
@@ -59,7 +61,7 @@ class Objects:
         bucket, _, prefix = rest.partition("/")
         kind: Any = {"s3": S3Store, "gs": GCSStore}[self._scheme]
         client: dict[str, Any] = {"timeout": timedelta(seconds=REQUEST_SECONDS)}
-        if self._scheme == "s3" and os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://"):
+        if os.environ.get(ENDPOINTS[self._scheme], "").startswith("http://"):
             client["allow_http"] = True  # the user has written http
         retry = {"max_retries": 10_000, "retry_timeout": timedelta(seconds=_retry_seconds())}
         with self._translate(""):
@@ -148,7 +150,8 @@ class Objects:
     def _explain(self, path: str, error: Exception) -> Exception:
         name, text = self.locate(path), str(error)
         if "NoSuchBucket" in text or "bucket does not exist" in text:
-            return StoreError(f"{name}: there is no such bucket; create it, or mend the address (or AWS_ENDPOINT_URL)")
+            endpoint = ENDPOINTS[self._scheme]
+            return StoreError(f"{name}: there is no such bucket; create it, or mend the address (or {endpoint})")
         if isinstance(error, FileNotFoundError):
             return FileNotFoundError(2, "no such object", name)
         if "ConditionalRequestConflict" in text:
