@@ -12,13 +12,14 @@ from thresher.data.aligned import AlignedStore
 from thresher.data.mixture import Mixture
 from thresher.data.store import Store
 from thresher.errors import ConfigError
-from thresher.train.arch import Architecture, BatchTopKCrosscoder, Crosscoder, Transcoder
+from thresher.train.arch import Architecture, BatchTopKCrosscoder, Crosscoder
 from thresher.train.arch.crosscoder import relative_norms
+from thresher.train.arch.transcoder import TranscoderFields
 from thresher.train.codes import Codes
 from thresher.train.normalize import NormalizeConfig, Normalizer, measure
 from thresher.train.protocol import SAE
 
-Aligned = Crosscoder | BatchTopKCrosscoder | Transcoder
+Aligned = Crosscoder | BatchTopKCrosscoder | TranscoderFields
 """Architectures whose hook points stand side by side in a row."""
 
 

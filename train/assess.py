@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from torch import Tensor
+
 from thresher.data.aligned import AlignedStore
 from thresher.data.mixture import Mixture, open_stores
 from thresher.data.store import Store
@@ -11,9 +13,10 @@ from thresher.devices import find_device
 from thresher.errors import CheckpointError, StoreError
 from thresher.files import write_atomic
 from thresher.runs import canonical_json
-from thresher.train.aligned import align
+from thresher.train.aligned import AlignedSAE, align
 from thresher.train.checkpoint import TrainedSAE, check_width, load_sae
 from thresher.train.evaluate import Evaluation, evaluate
+from thresher.train.sides import describe_sides, summarize_sides, write_sides
 from thresher.train.split import read_side
 
 ASSESSMENT = "assessment.json"
@@ -28,6 +31,8 @@ class Assessment(NamedTuple):
     """Whether it was trained on this store, so that the rows are known to be ones it has not seen."""
     by_hook_point: Mapping[str, Evaluation]
     """And over all of them under `pooled`, where they are several."""
+    sides: Mapping[str, Any] = {}
+    """Of a crosscoder what `summarize_sides` says; `features.parquet` and `features.csv` beside `path` have it per feature."""
 
 
 def assess(
@@ -40,15 +45,17 @@ def assess(
 ) -> Assessment:
     """Measure a checkpoint on the held-out rows of `store`, by default that of its training, and write it down as JSON.
 
-    `hook_point` is what the store calls the place of a dictionary of one hook point, where it is called otherwise in the
-    checkpoint. The split is that of the checkpoint (an import's is the default one). Raises CheckpointError: a hook point or
-    a width that does not fit; StoreError: a store without the hook points or without held-out rows.
+    For a crosscoder the table of its features by hook point is written beside it. `hook_point` is what the store calls the
+    place of a dictionary of one hook point, where it is called otherwise in the checkpoint. The split is that of the checkpoint
+    (an import's is the default one). Raises CheckpointError: a hook point or a width that does not fit; StoreError: a store
+    without the hook points or without held-out rows.
     """
     trained = load_sae(folder, find_device(device))
     opened = open_stores(store if store is not None else trained.config.store)
     found = measure_held_out(trained, opened, hook_point)
     is_known = trained.is_trained_on(opened.fingerprint) and "imported" not in trained.store_identity
     path = folder / ASSESSMENT if out is None else out
+    sides = assess_sides(trained, opened, path.parent)
     described: dict[str, Any] = {
         "checkpoint": str(folder),
         "store": {"path": str(opened.path), "fingerprint": opened.fingerprint},
@@ -56,10 +63,30 @@ def assess(
         "holdout": trained.config.stream.holdout,
         "seed": trained.config.seed,
         "evaluation": {name: each._asdict() for name, each in found.items()},
-    }
+    } | ({"sides": sides} if sides else {})
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, [canonical_json(described)])
-    return Assessment(path, is_known, found)
+    return Assessment(path, is_known, found, sides)
+
+
+def assess_sides(trained: TrainedSAE, store: Store | Mixture, folder: Path) -> dict[str, Any]:
+    """Write the features of a crosscoder by hook point, on held-out rows; what `summarize_sides` says. Nothing for others."""
+    view, sae = align(store, trained.hook_points, trained.config.sae), trained.sae
+    if not isinstance(view, AlignedStore) or not isinstance(sae, AlignedSAE) or len(sae.decoded) < 2:
+        return {}
+    config = trained.config
+    chunks = read_side(view, view.joint, "held_out", holdout=config.stream.holdout, seed=config.seed)
+    n_rows = 0
+
+    def count(x: Tensor) -> Tensor:
+        nonlocal n_rows
+        n_rows += len(x)
+        return x
+
+    table = describe_sides(sae, trained.normalizer, trained.hook_points, map(count, chunks))
+    folder.mkdir(parents=True, exist_ok=True)
+    write_sides(table, folder)
+    return summarize_sides(table, n_rows)
 
 
 def measure_held_out(trained: TrainedSAE, store: Store | Mixture, hook_point: str | None = None) -> dict[str, Evaluation]:

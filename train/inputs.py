@@ -76,6 +76,7 @@ def open_stream(
         device=device,
         weights=settings.weights,
         store_weights=settings.store_weights,
+        reads=settings.reads,
         share=share,
     )
 

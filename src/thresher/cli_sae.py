@@ -86,12 +86,20 @@ def evaluate(
     out: Annotated[Path | None, typer.Option(help="File to write; assessment.json in the checkpoint when not given.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.")] = "auto",
 ) -> None:
-    """Measure a checkpoint, ours or imported, on a store's held-out rows: R2, L0 and dead atoms per hook point."""
+    """Measure a checkpoint, ours or imported, on a store's held-out rows: R2, L0 and dead atoms per hook point.
+
+    Of a crosscoder also whose its features are: counts here, one row per feature in features.csv and features.parquet.
+    """
     from thresher.train.assess import assess
 
     found = assess(path, store=store, hook_point=hook_point, out=out, device=device)
     rows = [{"hook point": name, **each._asdict()} for name, each in found.by_hook_point.items()]
     print_table([{key: f"{value:.4g}" if isinstance(value, float) else value for key, value in row.items()} for row in rows])
+    if found.sides:
+        reaching = {name: f"{value:.4g}" for name, value in found.sides["l0"].items()}
+        print_table(
+            [{"features of": name, "number": n, "L0": reaching.get(name, "")} for name, n in found.sides["features"].items()]
+        )
     if not found.is_known_split:
         typer.echo("it was not trained here on this store: these rows may be among those it was fitted to", err=True)
     typer.echo(found.path)

@@ -7,9 +7,19 @@ from torch import Tensor
 from thresher.errors import ConfigError
 from thresher.testing.coder import CoderSuite
 from thresher.train.aligned import AlignedSAE
-from thresher.train.arch import BatchTopK, BatchTopKCrosscoder, Crosscoder, Relu, Transcoder, build
+from thresher.train.arch import (
+    BatchTopK,
+    BatchTopKCrosscoder,
+    BatchTopKTranscoder,
+    Crosscoder,
+    JumpReluTranscoder,
+    Relu,
+    ReluTranscoder,
+    Transcoder,
+    build,
+)
 from thresher.train.arch.crosscoder import BatchTopKCrosscoderSAE, CrosscoderSAE, block_norms, relative_norms
-from thresher.train.arch.transcoder import TranscoderSAE
+from thresher.train.arch.transcoder import Transcoding
 from thresher.train.codes import densify
 from thresher.train.protocol import SAE
 
@@ -49,13 +59,32 @@ class TestTranscoder(CoderSuite):
         return x[:, WIDTHS[0] :]
 
     def reconstruct(self, sae: SAE, x: Tensor) -> Tensor:
-        assert isinstance(sae, TranscoderSAE)
+        assert isinstance(sae, Transcoding)
         return sae.transcode(x)[1]
 
 
 class TestSkipTranscoder(TestTranscoder):
     def build(self, d_in: int, seed: int) -> SAE:
         return build(Transcoder(d_sae=D_SAE, k=4, skip=True, widths=WIDTHS), d_in, seed)
+
+
+class TestReluTranscoder(TestTranscoder):
+    fvu_at_most = 0.8
+
+    def build(self, d_in: int, seed: int) -> SAE:
+        return build(ReluTranscoder(d_sae=D_SAE, l0=4.0, widths=WIDTHS), d_in, seed)
+
+
+class TestBatchTopKTranscoder(TestTranscoder):
+    def build(self, d_in: int, seed: int) -> SAE:
+        return build(BatchTopKTranscoder(d_sae=D_SAE, k=4.0, skip=True, widths=WIDTHS), d_in, seed)
+
+
+class TestJumpReluTranscoder(TestTranscoder):
+    fvu_at_most = 0.8
+
+    def build(self, d_in: int, seed: int) -> SAE:
+        return build(JumpReluTranscoder(d_sae=D_SAE, l0=4.0, widths=WIDTHS), d_in, seed)
 
 
 class TestTranscoderWithDeadAtoms(TestTranscoder):
@@ -134,7 +163,7 @@ def test_a_skip_connection_starts_at_nothing_and_then_carries_what_is_linear() -
     """Of a linear target hardly anything is left for the code."""
     sae = build(Transcoder(d_sae=8, k=1, skip=True, widths=(6, 10)), 16, 0)
     without = build(Transcoder(d_sae=8, k=1, widths=(6, 10)), 16, 0)
-    assert isinstance(sae, TranscoderSAE)
+    assert isinstance(sae, Transcoding)
     given = plant(200, d_in=6)
     x = torch.cat([given, given @ plant(6, d_in=10, seed=1)], dim=1)
     assert sae.loss(x)[0].equal(without.loss(x)[0])

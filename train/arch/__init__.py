@@ -19,7 +19,16 @@ from thresher.train.arch.p_anneal import PAnneal, PAnnealSAE
 from thresher.train.arch.relu import Relu, ReluSAE
 from thresher.train.arch.spade import Spade, SpadeSAE
 from thresher.train.arch.topk import TopK, TopKSAE
-from thresher.train.arch.transcoder import Transcoder, TranscoderSAE
+from thresher.train.arch.transcoder import (
+    BatchTopKTranscoder,
+    BatchTopKTranscoderSAE,
+    JumpReluTranscoder,
+    JumpReluTranscoderSAE,
+    ReluTranscoder,
+    ReluTranscoderSAE,
+    Transcoder,
+    TranscoderSAE,
+)
 from thresher.train.classical import ICA, KSVD, NMF, PCA, KMeans, OnlineDictionary, SemiNMF, build_classical
 from thresher.train.protocol import SAE
 
@@ -40,6 +49,9 @@ Architecture = Annotated[
     | Crosscoder
     | BatchTopKCrosscoder
     | Transcoder
+    | ReluTranscoder
+    | BatchTopKTranscoder
+    | JumpReluTranscoder
     | KMeans
     | PCA
     | ICA
@@ -88,6 +100,12 @@ def build(config: Architecture, d_in: int, seed: int) -> SAE:
             return BatchTopKCrosscoderSAE(config, d_in, generator)
         case Transcoder():
             return TranscoderSAE(config, generator)
+        case ReluTranscoder():
+            return ReluTranscoderSAE(config, generator)
+        case BatchTopKTranscoder():
+            return BatchTopKTranscoderSAE(config, generator)
+        case JumpReluTranscoder():
+            return JumpReluTranscoderSAE(config, generator)
         case _:
             return build_classical(config, d_in, generator)
 
@@ -101,10 +119,12 @@ __all__ = [
     "Architecture",
     "BatchTopK",
     "BatchTopKCrosscoder",
+    "BatchTopKTranscoder",
     "Crosscoder",
     "DistanceWeighted",
     "Gated",
     "JumpRelu",
+    "JumpReluTranscoder",
     "KMeans",
     "MatchingPursuit",
     "Matryoshka",
@@ -113,6 +133,7 @@ __all__ = [
     "OrthogonalPursuit",
     "PAnneal",
     "Relu",
+    "ReluTranscoder",
     "SemiNMF",
     "Spade",
     "TopK",

@@ -153,13 +153,25 @@ class LinearCoder(Coder):
         self.encoder = nn.Parameter(self.dictionary.detach().clone())
         self.encoder_bias = nn.Parameter(torch.zeros(settings.d_sae))
 
+    def divide(self, x: Float[Tensor, "row _"]) -> tuple[Float[Tensor, "row d_in"], Float[Tensor, "row d_out"]]:
+        """What the encoder is given of a training row, and what is to be reconstructed: both all of it."""
+        return x, x
+
+    def center(self, x: Float[Tensor, "row d_in"]) -> Float[Tensor, "row d_in"]:
+        """What the encoder's directions are multiplied with."""
+        return x - self.bias
+
+    def offset(self, x: Float[Tensor, "row d_in"]) -> Float[Tensor, "*row d_out"]:
+        """What a reconstruction has beside atoms."""
+        return self.bias
+
     def preactivate(self, x: Float[Tensor, "row d_in"]) -> Float[Tensor, "row d_sae"]:
         """Encoder outputs before the nonlinearity."""
-        return functional.linear(x - self.bias, self.encoder, self.encoder_bias)
+        return functional.linear(self.center(x), self.encoder, self.encoder_bias)
 
     def activate(self, x: Float[Tensor, "row d_in"], indices: Tensor) -> Codes:
         """The positive part of the encoder's outputs at the chosen atoms only; the rest becomes padding."""
-        return self.activate_centered(x - self.bias, indices)
+        return self.activate_centered(self.center(x), indices)
 
     def activate_centered(self, x: Float[Tensor, "row d_in"], indices: Tensor) -> Codes:
         """The same of rows less the decoder's bias."""

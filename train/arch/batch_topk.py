@@ -62,13 +62,14 @@ class BatchTopKSAE(LinearCoder):
 
     def loss(self, x: Float[Tensor, "row d_in"]) -> tuple[Float[Tensor, ""], Stats]:
         """Mean squared error per dimension plus AuxK."""
-        preactivations = self.preactivate(x)
+        given, target = self.divide(x)
+        preactivations = self.preactivate(given)
         kept, smallest = self.select(preactivations)
         residual, error = self.reconstruct(x, kept)
-        aux = self.auxiliary(x, residual, preactivations, self.settings)
+        aux = self.auxiliary(given, residual, preactivations, self.settings)
         loss = error + aux
         parts = {"loss": loss, "aux": aux, "threshold": self.threshold.clone(), "smallest_kept": smallest}
-        return loss, self.describe(x, residual, (kept > 0).sum(1), (kept > 0).any(0), parts)
+        return loss, self.describe(target, residual, (kept > 0).sum(1), (kept > 0).any(0), parts)
 
     def select(self, preactivations: Tensor) -> tuple[Tensor, Tensor]:
         """Dense activations with all but the round(k * rows) largest of the batch at zero; the smallest one kept.
@@ -85,7 +86,8 @@ class BatchTopKSAE(LinearCoder):
 
     def reconstruct(self, x: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
         """The residual and the error to minimise."""
-        residual = x - kept @ self.atoms() - self.bias
+        given, target = self.divide(x)
+        residual = target - kept @ self.atoms() - self.offset(given)
         return residual, residual.square().mean()
 
     def observe(self, stats: Stats) -> None:

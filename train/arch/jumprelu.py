@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -14,13 +14,13 @@ from thresher.train.arch.base import Dictionary, LinearCoder
 from thresher.train.kernels import Codes, pack
 from thresher.train.protocol import Stats
 
+Fields = TypeVar("Fields", bound="JumpReluFields")
+
 
 @config
-class JumpRelu(Dictionary):
-    """JumpReLU SAE with an L0 penalty (arXiv 2407.14435)."""
+class JumpReluFields(Dictionary):
+    """Fields of the architectures with a threshold per atom and a penalty on L0."""
 
-    kind: Literal["jumprelu"] = "jumprelu"
-    """Which architecture this is."""
     sparsity: float = 1.0
     """Weight, beside the squared error per dimension, of L0 / d_in or, when `l0` is given, of (L0 / l0 - 1)^2."""
     l0: float | None = None
@@ -39,15 +39,23 @@ class JumpRelu(Dictionary):
         if self.threshold <= 0 or self.bandwidth <= 0:
             raise ConfigError(f"threshold={self.threshold}, bandwidth={self.bandwidth}: both must be positive")
 
-    def with_l0(self, target: float) -> "JumpRelu":
+    def with_l0(self: Fields, target: float) -> Fields:
         """The same, set to reach `target` active atoms per row: by a penalty on the deviation."""
         return dataclasses.replace(self, l0=target)
+
+
+@config
+class JumpRelu(JumpReluFields):
+    """JumpReLU SAE with an L0 penalty (arXiv 2407.14435)."""
+
+    kind: Literal["jumprelu"] = "jumprelu"
+    """Which architecture this is."""
 
 
 class JumpReluSAE(LinearCoder):
     """An encoder output is active, at its full value, when it exceeds its atom's threshold."""
 
-    def __init__(self, settings: JumpRelu, d_in: int, generator: torch.Generator) -> None:
+    def __init__(self, settings: JumpReluFields, d_in: int, generator: torch.Generator) -> None:
         super().__init__(d_in, settings, generator)
         self.settings = settings
         self.log_threshold = nn.Parameter(torch.full((settings.d_sae,), math.log(settings.threshold)))
@@ -59,15 +67,16 @@ class JumpReluSAE(LinearCoder):
     def loss(self, x: Float[Tensor, "row d_in"]) -> tuple[Float[Tensor, ""], Stats]:
         """Mean squared error per dimension plus the penalty on L0."""
         settings, threshold = self.settings, self.log_threshold.exp()
-        preactivations = self.preactivate(x)
+        given, target = self.divide(x)
+        preactivations = self.preactivate(given)
         activations = jump(preactivations, threshold, settings.bandwidth)
-        residual = x - activations @ self.atoms() - self.bias
+        residual = target - activations @ self.atoms() - self.offset(given)
         l0 = self.batch.mean(step(preactivations, threshold, settings.bandwidth).sum(1).mean())
-        sparsity = settings.sparsity * (l0 / self.d_in if settings.l0 is None else (l0 / settings.l0 - 1).square())
+        sparsity = settings.sparsity * (l0 / target.shape[1] if settings.l0 is None else (l0 / settings.l0 - 1).square())
         loss = residual.square().mean() + sparsity
         is_active = activations.detach() > 0
         parts = {"loss": loss, "sparsity": sparsity}
-        return loss, self.describe(x, residual, is_active.sum(1), is_active.any(0), parts)
+        return loss, self.describe(target, residual, is_active.sum(1), is_active.any(0), parts)
 
 
 def jump(z: Float[Tensor, "row d_sae"], threshold: Float[Tensor, "d_sae"], bandwidth: float) -> Float[Tensor, "row d_sae"]:

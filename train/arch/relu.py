@@ -93,13 +93,14 @@ class ReluSAE(PenalizedCoder):
 
     def loss(self, x: Float[Tensor, "row d_in"]) -> tuple[Float[Tensor, ""], Stats]:
         """(||x - x_hat||^2 + l1 ||z||_1) / d_in, mean over rows."""
-        activations = self.preactivate(x).relu()
-        residual = x - activations @ self.atoms() - self.bias
-        sparsity = self.l1 * activations.sum(1).mean() / self.d_in
+        given, target = self.divide(x)
+        activations = self.preactivate(given).relu()
+        residual = target - activations @ self.atoms() - self.offset(given)
+        sparsity = self.l1 * activations.sum(1).mean() / target.shape[1]
         loss = residual.square().mean() + sparsity
         is_active = activations.detach() > 0
         parts = {"loss": loss, "sparsity": sparsity, "l1": self.l1.clone()}
-        return loss, self.describe(x, residual, is_active.sum(1), is_active.any(0), parts)
+        return loss, self.describe(target, residual, is_active.sum(1), is_active.any(0), parts)
 
 
 def _level_exceeded_by(share: float) -> float:

@@ -1,7 +1,7 @@
 """TopK SAE: the k largest encoder outputs of each row."""
 
 import dataclasses
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -14,13 +14,13 @@ from thresher.train.arch.selection import Selection, find_topk, repair, screen_t
 from thresher.train.kernels import Codes, mark_fired, sparse_decode
 from thresher.train.protocol import Stats
 
+Fields = TypeVar("Fields", bound="TopKFields")
+
 
 @config
-class TopK(LinearEncoder):
-    """TopK SAE with AuxK (arXiv 2406.04093)."""
+class TopKFields(LinearEncoder):
+    """Fields of the architectures that keep the largest outputs of each row."""
 
-    kind: Literal["topk"] = "topk"
-    """Which architecture this is."""
     k: int = 32
     """Atoms per row."""
     selection: Selection = "full"
@@ -33,15 +33,23 @@ class TopK(LinearEncoder):
         if not 0 < self.k <= self.d_sae:
             raise ConfigError(f"k={self.k}: keep between 1 and d_sae={self.d_sae} atoms")
 
-    def with_l0(self, target: float) -> "TopK":
+    def with_l0(self: Fields, target: float) -> Fields:
         """The same, set to reach `target` active atoms per row: k rounded."""
         return dataclasses.replace(self, k=max(round(target), 1))
+
+
+@config
+class TopK(TopKFields):
+    """TopK SAE with AuxK (arXiv 2406.04093)."""
+
+    kind: Literal["topk"] = "topk"
+    """Which architecture this is."""
 
 
 class TopKSAE(LinearCoder):
     """Keeps the `k` largest positive encoder outputs of each row. Its gradients are sparse like its codes."""
 
-    def __init__(self, settings: TopK, d_in: int, generator: torch.Generator) -> None:
+    def __init__(self, settings: TopKFields, d_in: int, generator: torch.Generator) -> None:
         super().__init__(d_in, settings, generator)
         self.settings = settings
 
@@ -50,21 +58,22 @@ class TopKSAE(LinearCoder):
         k = min(self.settings.k if k is None else k, self.d_sae)
         if k < 1:
             raise ValueError(f"k={k}: keep at least 1 atom per row")
-        arguments = (x - self.bias, self.encoder, self.encoder_bias)
+        arguments = (self.center(x), self.encoder, self.encoder_bias)
         if self.settings.selection == "bf16":
             return self.activate(x, repair(screen_topk(*arguments, k), *arguments))
         return self.activate(x, find_topk(*arguments, k))
 
     def loss(self, x: Float[Tensor, "row d_in"]) -> tuple[Float[Tensor, ""], Stats]:
         """Mean squared error per dimension plus AuxK."""
-        indices, preactivations, parts = self._select(x)
-        codes = self.activate(x, indices)
-        residual = x - sparse_decode(codes, self.atoms()) - self.bias
-        aux = self.auxiliary(x, residual, preactivations, self.settings)
+        given, target = self.divide(x)
+        indices, preactivations, parts = self._select(given)
+        codes = self.activate(given, indices)
+        residual = target - sparse_decode(codes, self.atoms()) - self.offset(given)
+        aux = self.auxiliary(given, residual, preactivations, self.settings)
         loss = residual.square().mean() + aux
         with torch.no_grad():
             l0, fired = (codes.values > 0).sum(1), mark_fired(codes, self.d_sae)
-        return loss, self.describe(x, residual, l0, fired, {"loss": loss, "aux": aux, **parts})
+        return loss, self.describe(target, residual, l0, fired, {"loss": loss, "aux": aux, **parts})
 
     @torch.no_grad()
     def _select(self, x: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
@@ -72,7 +81,7 @@ class TopKSAE(LinearCoder):
         if self.settings.selection == "full":
             preactivations = self.preactivate(x)
             return preactivations.topk(self.settings.k, dim=1).indices, preactivations, {}
-        arguments = (x - self.bias, self.encoder, self.encoder_bias)
+        arguments = (self.center(x), self.encoder, self.encoder_bias)
         screened = screen_topk(*arguments, self.settings.k)
         indices = repair(screened, *arguments) if x.device.type == "cpu" else screened.indices
         return indices, screened.scores, {"unsure": (~screened.is_certain).float().mean()}

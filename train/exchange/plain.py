@@ -37,6 +37,7 @@ KINDS: Mapping[str, Kind] = {
     "ksvd": "omp",
 }
 """Our architectures by what they do when they encode."""
+TRANSCODES = "it reads one hook point and reconstructs another, each normalised on its own"
 NO_COUNTERPART: Mapping[str, str] = {
     "spade": "its codes are the weights of a sparsemax, which sum to 1",
     "kds": "its codes take iterations over all atoms",
@@ -46,7 +47,10 @@ NO_COUNTERPART: Mapping[str, str] = {
     "semi_nmf": "its codes take iterations over all atoms",
     "crosscoder": "it reads several hook points at once, each normalised on its own",
     "batch_topk_crosscoder": "it reads several hook points at once, each normalised on its own",
-    "transcoder": "it reads one hook point and reconstructs another, each normalised on its own",
+    "transcoder": TRANSCODES,
+    "relu_transcoder": TRANSCODES,
+    "batch_topk_transcoder": TRANSCODES,
+    "jumprelu_transcoder": TRANSCODES,
 }
 """Our architectures that no other format has a place for, and why."""
 UNIT_TOLERANCE = 1e-5
