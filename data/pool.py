@@ -1,8 +1,9 @@
 """Rows of one hook point in memory, on the host or on the device, that threads fill ahead of their use."""
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from thresher.data.gather import Gatherer, allocate_rows
 from thresher.data.readable import Readable
+from thresher.data.reads import open_reads
 from thresher.data.store.schema import TORCH_DTYPE
 
 READERS = 4
@@ -39,8 +41,10 @@ class Pool:
         n_slots: int,
         device: torch.device,
         cuda_stream: "torch.cuda.Stream | None",
+        reads: Literal["cached", "direct"],
     ) -> None:
         self._store, self._hook_point = store, hook_point
+        self._opened = open_reads(store, reads)
         self._held_out, self._holds_out = held_out, bool(held_out.any())
         self._unit_rows, self._slot_rows, self._n_slots = unit_rows, unit_rows * units_per_group, n_slots
         info = store.hook_points[hook_point]
@@ -112,12 +116,10 @@ class Pool:
     def _is_training(self, start: int, stop: int) -> npt.NDArray[np.bool_]:
         return ~self._held_out[self._store.read_items_of(self._hook_point, start, stop)]
 
-    def _read_units(self, units: Sequence[int] | npt.NDArray[np.int64], place: int) -> npt.NDArray[np.int64]:
+    def _read_units(self, units: npt.NDArray[np.int64], place: int) -> npt.NDArray[np.int64]:
         """Read units to `place` and behind it; gives where their training rows are."""
-        found: list[npt.NDArray[np.int64]] = []
-        for index, unit in enumerate(units):
-            found.append(self._read_unit(int(unit), place + index * self._unit_rows))
-        return np.concatenate(found)
+        starts = range(place, place + len(units) * self._unit_rows, self._unit_rows)
+        return np.concatenate([self._read_unit(unit, start) for unit, start in zip(units.tolist(), starts, strict=True)])
 
     def _read_unit(self, unit: int, place: int) -> npt.NDArray[np.int64]:
         assert self._rows is not None
@@ -125,7 +127,7 @@ class Pool:
         stop = min(start + self._unit_rows, self._n_rows)
         target = self._rows[place : place + stop - start]
         if self._cuda_stream is None:
-            self._store.read_into(self._hook_point, start, target)
+            self._opened.read_into(self._hook_point, start, target)
         else:
             self._read_through_pinned(start, target, self._cuda_stream)
         if not self._holds_out:
@@ -136,7 +138,7 @@ class Pool:
         if not hasattr(self._staging, "rows"):
             self._staging.rows = torch.empty((self._unit_rows, self._shape[1]), dtype=self._dtype, pin_memory=True)
         staged: Tensor = self._staging.rows[: len(target)]
-        self._store.read_into(self._hook_point, start, staged)
+        self._opened.read_into(self._hook_point, start, staged)
         with torch.cuda.stream(cuda_stream):
             target.copy_(staged, non_blocking=True)
             copied = torch.cuda.Event()

@@ -2,7 +2,7 @@
 
 import functools
 import itertools
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -72,6 +72,7 @@ class ShuffledRows:
         stream: int,
         device: torch.device,
         cuda_stream: "torch.cuda.Stream | None",
+        reads: Literal["cached", "direct"],
     ) -> None:
         info = store.hook_points[hook_point]
         self._seed, self._stream = seed, stream
@@ -92,6 +93,7 @@ class ShuffledRows:
             n_slots=n_slots,
             device=device,
             cuda_stream=cuda_stream,
+            reads=reads,
         )
         step = max(1, COUNTED_ROWS // unit_rows) * unit_rows
         counts = [self._pool.count_training_rows(start, min(start + step, info.rows)) for start in range(0, info.rows, step)]

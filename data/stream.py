@@ -1,25 +1,24 @@
 """Shuffled batches of activations for training, and the held-out rows beside them."""
 
-import math
 import queue
 import threading
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float32, Int64
 from torch import Tensor
 
-from thresher.config import config
 from thresher.data.gather import ReusedMemory
 from thresher.data.holdout import held_out, read_held_out
 from thresher.data.mixing import Balance, share_out, to_integers, weigh, weigh_parts
 from thresher.data.origins import Origin, find_width, list_origins
 from thresher.data.readable import Readable
+from thresher.data.reads import Reads, choose_reads, find_cache_room
 from thresher.data.shuffle import ShuffledRows
-from thresher.errors import CheckpointError, ConfigError, StoreError
+from thresher.data.stream_config import StreamConfig
+from thresher.errors import CheckpointError, StoreError
 
 __all__ = [
     "ActivationStream",
@@ -34,36 +33,6 @@ __all__ = [
 
 PREFETCHED_BATCHES = 2
 """Batches that are ready before the trainer asks for them."""
-
-
-@config
-class StreamConfig:
-    """How training reads a store."""
-
-    batch_size: int = 4096
-    """Rows of a batch."""
-    holdout: float = 0.05
-    """Fraction of the source's records that training never sees; they serve evaluation and analysis."""
-    pool_rows: int = 1_000_000
-    """Rows held in memory, of all hook points together. What fits is shuffled uniformly, more piece by piece."""
-    balance: Balance = "equal"
-    """`equal`: every batch has as many rows of each hook point; `rows`: in proportion to their rows in the store."""
-    weights: dict[str, float] = field(default_factory=dict[str, float])
-    """Rows of a batch by hook point, relative to each other (`{text.embed: 5, vision.embed: 1}`); 1 for one that is not named.
-    Where any is given, `balance` is not used."""
-    store_weights: tuple[float, ...] | None = None
-    """Rows of each of several stores, relative to each other, within those of a hook point; by their rows when not given."""
-
-    def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ConfigError(f"batch_size={self.batch_size}: give at least 1")
-        if not 0 <= self.holdout < 1:
-            raise ConfigError(f"holdout={self.holdout}: give a fraction from 0 to below 1")
-        if self.pool_rows < 1:
-            raise ConfigError(f"pool_rows={self.pool_rows}: give at least 1; a million shuffles well")
-        if not all(0 < weight < math.inf for weight in (*self.weights.values(), *(self.store_weights or ()))):
-            found = f"weights={self.weights}, store_weights={self.store_weights}"
-            raise ConfigError(f"{found}: weights are positive and finite; leave out what is not to be trained on")
 
 
 class StreamBatch(NamedTuple):
@@ -122,6 +91,7 @@ class ActivationStream:
         device: torch.device,
         weights: Mapping[str, float] | None = None,
         store_weights: Sequence[float] | None = None,
+        reads: Reads = "auto",
         share: tuple[int, int] = (0, 1),
     ) -> None:
         """`share` = (i, n) hands out only the i-th of n stretches of the rows of each batch."""
@@ -149,6 +119,11 @@ class ActivationStream:
         opened = list_origins(store, hook_points, holdout, seed, store_weights)
         self._groups = [source.group for source in opened]
         self._stores = [source.store for source in opened]
+        infos = [source.store.hook_points[hook_points[source.group]] for source in opened]
+        self.reads: Literal["cached", "direct"] = choose_reads(
+            reads, infos, pool_rows=pool_rows, n_shares=n_shares, room=find_cache_room()
+        )
+        """How the rows are read."""
         self._sources = self._open_sources(opened, holdout=holdout, seed=seed, pool_rows=pool_rows)
         parts = [[source.weight for source in opened if source.group == index] for index in range(len(named))]
         self._weights = to_integers([each for weight, of in zip(named, parts, strict=True) for each in weigh_parts(weight, of)])
@@ -230,25 +205,25 @@ class ActivationStream:
 
     def _open_sources(self, opened: Sequence[Origin], *, holdout: float, seed: int, pool_rows: int) -> list[ShuffledRows]:
         """The training rows of each source; the rows in memory are shared out in proportion to the rows they have."""
-        names = [self.hook_points[source.group] for source in opened]
-        total = sum(source.store.rows(name) for source, name in zip(opened, names, strict=True))
+        infos = [source.store.hook_points[self.hook_points[source.group]] for source in opened]
+        total = sum(info.rows for info in infos)
         sources: list[ShuffledRows] = []
-        for index, (source, name) in enumerate(zip(opened, names, strict=True)):
-            n_rows = source.store.rows(name)
+        for index, (source, info) in enumerate(zip(opened, infos, strict=True)):
             shuffled = ShuffledRows(
                 source.store,
-                name,
+                info.name,
                 held_out=source.held_out,
-                pool_rows=max(1, pool_rows * n_rows // max(total, 1)),
+                pool_rows=max(1, pool_rows * info.rows // max(total, 1)),
                 seed=seed,
                 stream=index,
                 device=self._device,
                 cuda_stream=self._cuda_stream,
+                reads=self.reads,
             )
             if shuffled.n_rows == 0:
                 raise StoreError(
-                    f"{source.store.path}: {name}: none of its {n_rows} rows is left for training with holdout={holdout}; "
-                    "harvest more records or hold out fewer"
+                    f"{source.store.path}: {info.name}: none of its {info.rows} rows is left for training with "
+                    f"holdout={holdout}; harvest more records or hold out fewer"
                 )
             sources.append(shuffled)
         return sources
@@ -278,11 +253,15 @@ class ActivationStream:
             group = torch.repeat_interleave(torch.tensor(self._groups), torch.tensor(counts))[self._own].to(self._device)
             taken = tuple(taken + count for taken, count in zip(position.taken, counts, strict=True))
             position = _Position(taken, tuple(credit))
-            event = None
-            if self._cuda_stream is not None:
-                event = torch.cuda.Event()
-                event.record(self._cuda_stream)
-            yield _Made(StreamBatch(x, group), position, event)
+            yield _Made(StreamBatch(x, group), position, self._mark())
+
+    def _mark(self) -> "torch.cuda.Event | None":
+        """When the device has done all that is queued for the batch."""
+        if self._cuda_stream is None:
+            return None
+        event = torch.cuda.Event()
+        event.record(self._cuda_stream)
+        return event
 
     def _receive(self, made: _Made) -> StreamBatch:
         """The batch, for the CUDA stream that the caller works on."""

@@ -99,8 +99,9 @@ class LocalStorage:
 class LocalFile:
     """A file that is open for reading."""
 
-    def __init__(self, path: Path) -> None:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    def __init__(self, path: Path, flags: int = 0) -> None:
+        """`flags` of open(2) beside those of every such file."""
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | flags)
         self._descriptor = descriptor
         self._close = weakref.finalize(self, os.close, descriptor)
         self.size = os.fstat(descriptor).st_size

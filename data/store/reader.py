@@ -19,6 +19,7 @@ from torch import Tensor
 from thresher.data.records import Concept, Modality
 from thresher.data.store.cache import CacheConfig
 from thresher.data.store.codecs import Profile
+from thresher.data.store.direct import DirectStorage
 from thresher.data.store.header import Header, read_header
 from thresher.data.store.layout import MODALITIES, MOMENTS, activations_path, arrays_of, has_token_ids, rows_path
 from thresher.data.store.manifest import Manifest, combine_moments, count_rows, read_manifest
@@ -65,6 +66,7 @@ class Store:
         self.profile, self.portable_dtype = header.layout.profile, header.layout.portable_dtype
         self._header = header
         self._committed = committed
+        self._manifest = manifest
         self._array = functools.lru_cache(maxsize=None)(functools.partial(open_array, storage))
         rows = {space: self._count_rows(space) for space in committed.spaces}
         self.hook_points = {spec.name: HookPointInfo(*spec, rows=rows[spec.space]) for spec in header.hook_points}
@@ -147,6 +149,15 @@ class Store:
             raise StoreError(f"{self.path}: {hook_point}: rows {start} to {start + len(out)} asked for, it has {info.rows}")
         if len(out):
             self._array(activations_path(hook_point)).read_into(start, _memory(out))
+
+    def bypass_cache(self) -> "Store":
+        """The same store, all of it read past the page cache of the system, for readers of more than that holds.
+
+        Itself where it is not on a file system of this machine. Warns when the file system can only read through the cache.
+        """
+        if isinstance(self.path, str):
+            return self
+        return Store(self.path, DirectStorage(self.path), self._header, self._committed, self._manifest)
 
     def read_rows(self, hook_point: str, rows: npt.NDArray[np.int64]) -> Float[Tensor, "row width"]:
         """Any rows in any order, repeats allowed, in the store's dtype. Reads in the order of the file, near rows together."""
