@@ -114,13 +114,44 @@ def splice_module(module: nn.Module, replace: Replacement) -> Generator[None, No
     """While the block runs, any model goes on with `replace` of what this module of it gives out, or of the first part of
     that when it is a tuple. Raises ModelError: it gives out something else, or `replace` changes the shape."""
 
+    with _exchange(module, lambda given, before: replace(before)):
+        yield
+
+
+@contextmanager
+def replace_module(
+    module: nn.Module, transcode: Callable[[Float[Tensor, "row d_in"]], Float[Tensor, "row d_out"]], first_position: int = 0
+) -> Generator[None, None, None]:
+    """While the block runs, any model goes on with `transcode` of what this module of it is given, instead of what the module
+    gives out (of a tuple the first part): a transcoder in the place of an MLP. Positions before `first_position` keep what the
+    module gives. Raises ModelError: the module is given or gives no tensor, or `transcode` makes another shape."""
+
+    def exchange(given: Any, before: Tensor) -> Tensor:
+        if not isinstance(given, Tensor):
+            raise ModelError(f"{type(module).__name__}: its first argument is a {type(given).__name__}, expected a tensor")
+        rows = given[..., first_position:, :]
+        made = transcode(rows.reshape(-1, rows.shape[-1]).float())
+        made = made.to(before).reshape(*rows.shape[:-1], made.shape[-1])
+        kept = before[..., :first_position, :]
+        if made.shape[-1] != kept.shape[-1]:
+            raise ModelError(f"{type(module).__name__}: gives rows of width {kept.shape[-1]}, the replacement {made.shape[-1]}")
+        return torch.cat([kept, made], dim=-2)
+
+    with _exchange(module, exchange):
+        yield
+
+
+@contextmanager
+def _exchange(module: nn.Module, exchange: Callable[[Any, Tensor], Tensor]) -> Generator[None, None, None]:
+    """While the block runs, the module gives out `exchange(its first argument, what it gave)`."""
+
     def hook(module: nn.Module, arguments: Any, output: Any) -> Any:
         before = output[0] if isinstance(output, tuple) else output
         if not isinstance(before, Tensor):
             raise ModelError(
                 f"{type(module).__name__}: gives a {type(before).__name__}, expected a tensor; splice one inside it"
             )
-        after = replace(before)
+        after = exchange(arguments[0] if arguments else None, before)
         if after.shape != before.shape:
             raise ModelError(f"{type(module).__name__}: the replacement made {list(after.shape)} of {list(before.shape)}")
         after = after.to(before)

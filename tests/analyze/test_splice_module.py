@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from thresher.analyze.splice import ablate_to_zero, from_position, splice_module
+from thresher.analyze.splice import ablate_to_zero, from_position, replace_module, splice_module
 from thresher.errors import ModelError
 
 
@@ -36,3 +36,23 @@ def test_of_a_tuple_the_first_is_replaced_and_the_hook_goes_even_after_an_error(
     with pytest.raises(ModelError, match=r"made \[1, 2\] of \[1, 3\]"), splice_module(pair, lambda x: x[:, :2]):
         pair(x)
     assert pair(x)[0].tolist() == [[2, 2, 2]]
+
+
+def test_a_transcoder_stands_in_for_a_module_from_a_position_on() -> None:
+    """One that computes what the module computes changes nothing; its input is the module's input, of another width."""
+    layers, x = nn.Sequential(nn.Linear(6, 9), nn.Linear(9, 4)), torch.randn(2, 5, 6)
+    clean = layers(x)
+    with replace_module(layers[0], lambda rows: rows @ layers[0].weight.T + layers[0].bias):
+        torch.testing.assert_close(layers(x), clean)
+    with replace_module(layers[0], lambda rows: torch.zeros(len(rows), 9), first_position=2):
+        spliced = layers(x)
+    torch.testing.assert_close(spliced[:, :2], clean[:, :2])
+    torch.testing.assert_close(spliced[:, 2:], layers[1].bias.expand(2, 3, 4))
+    with (
+        pytest.raises(ModelError, match="gives rows of width 9, the replacement 6"),
+        replace_module(layers[0], lambda rows: rows),
+    ):
+        layers(x)
+    with pytest.raises(ModelError, match="its first argument is a NoneType"), replace_module(layers[0], lambda rows: rows):
+        layers[0](input=x)
+    assert torch.equal(layers(x), clean)
