@@ -1,12 +1,14 @@
-"""A bucket that answers as Amazon's do."""
+"""Buckets that answer as Amazon's and Google's do, and processes that are launched together."""
 
 import contextlib
+import json
 import os
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -100,3 +102,41 @@ def gcs() -> Iterator[Bucket]:
         for name, value in {"GOOGLE_BASE_URL": server.url, "GOOGLE_BEARER_TOKEN": "thresher", RETRY_SECONDS: "1"}.items():
             patch.setenv(name, value)
         yield server
+
+
+class Launched(NamedTuple):
+    """How a launch ended."""
+
+    codes: list[int]
+    """Exit codes by rank; negative: the signal that ended it."""
+    logs: list[str]
+
+
+@pytest.fixture(scope="session")
+def open_launcher(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[[Path], contextlib.AbstractContextManager[Callable[..., Launched]]]:
+    """Gives, for a Python file, what calls a function of it in n processes of one launch and waits for them."""
+
+    @contextlib.contextmanager
+    def open_one(file: Path) -> Iterator[Callable[..., Launched]]:
+        folder = tmp_path_factory.mktemp("launch")
+        command = [sys.executable, str(Path(__file__).with_name("launcher.py")), str(file)]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        with subprocess.Popen(command, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, **pipes) as server:
+            assert server.stdin is not None
+            assert server.stdout is not None
+            assert server.stdout.readline() == "ready\n"
+
+            def launch(n: int, call: str, *arguments: object) -> Launched:
+                environment = os.environ | {"OMP_NUM_THREADS": "1", "LAUNCH_FOLDER": str(folder)}
+                asked = {"n": n, "call": call, "arguments": arguments, "log": str(folder), "environment": environment}
+                server.stdin.write(json.dumps(asked) + "\n")  # type: ignore[union-attr]
+                server.stdin.flush()  # type: ignore[union-attr]
+                codes = json.loads(server.stdout.readline())  # type: ignore[union-attr]
+                return Launched(codes, [(folder / f"{rank}.log").read_text() for rank in range(n)])
+
+            yield launch
+            server.stdin.close()
+
+    return open_one

@@ -1,31 +1,48 @@
-"""Run by test_store_kills: two processes write one store, one of them is killed at a random instant, again and again.
+"""Run by test_store_kills: several processes write one store and are killed at random instants, again and again.
 
-Both are forked from here, where everything is imported, and meet as the processes of a launch do: before the batches are read
-from the counts, before anybody commits, before the end. Who misses the other there ends. A killed process dies at a random
-change of the disk, now and then with half of a write done; into a bucket, at a random request. In the end any number of
-processes finishes the store, which must be the one that a single process writes into a folder. Prints how many were killed.
+They are forked from here, where everything is imported, and meet as the processes of a launch do: before the batches are read
+from the counts, before anybody commits, before the end. Who misses another one there ends. One of them is killed, or all at
+once as when a machine dies; at a random change of the disk, now and then with half of a write done, or at a random moment;
+into a bucket, at a random request. Any number goes on, and in the end the store must be the one that a single process writes
+into a folder. Prints how many times that was, and how many stores were made.
 """
 
+import contextlib
 import functools
 import itertools
 import os
 import random
 import signal
+import socket
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
-from store_killer import BATCHES, ITEMS_PER_SHARD, N_BATCHES, check_files, die_at, fork, read, write
+from store_killer import (
+    BATCHES,
+    HOOK_POINTS,
+    ITEMS_PER_SHARD,
+    N_BATCHES,
+    PARTS_PER_RUN,
+    Run,
+    compare,
+    die_at,
+    fork,
+    measure,
+    run,
+    write,
+)
 
 from thresher.data.store import BatchCount, CountLedger, Share, StoreWriter, unlock_store
 from thresher.data.store.objects import Objects
 from thresher.data.store.places import open_storage, parse_location
-from thresher.testing.store import CONCEPTS, HOOK_POINTS, IDENTITY, tree
+from thresher.testing.store import CONCEPTS, IDENTITY, tree
 
-LAST_STEP = {"folder": 180, "bucket": 90}
-"""Of a process that writes its half without being killed; what comes later kills nobody."""
+LAST_REQUEST = 90
+"""Of a process that writes its half into a bucket without being killed; what comes later kills nobody."""
 ALONE = 3
-"""Exit code of a process that has missed the other one."""
+"""Exit code of a process that has missed another one."""
 
 Meet = Callable[[], None]
 
@@ -39,8 +56,8 @@ def count(index: int) -> BatchCount:
     return BatchCount({space: len(rows.item) for space, rows in BATCHES[index].rows.items()}, items)
 
 
-def lead(place: str | Path, meet: Meet) -> None:
-    """The first of the two: opens the store for both, concludes it when both have written."""
+def lead(place: str | Path, n: int, meet: Meet) -> None:
+    """The first of them: opens the store for all, concludes it when all have written."""
     with open_writer(place) as writer:
         if not writer.is_planned:
             writer.plan(BATCHES[0])
@@ -49,20 +66,20 @@ def lead(place: str | Path, meet: Meet) -> None:
         for part in ledger.missing():
             ledger.write(part, [count(index) for index in ledger.batches(part)])
         meet()
-        write_share(place, 0, meet)
+        write_share(place, 0, n, meet)
         meet()
         writer.conclude()
 
 
-def follow(place: str | Path, meet: Meet) -> None:
-    """The second of the two."""
+def follow(place: str | Path, rank: int, n: int, meet: Meet) -> None:
+    """Any other one."""
     meet()
-    write_share(place, 1, meet)
+    write_share(place, rank, n, meet)
     meet()
 
 
-def write_share(place: str | Path, rank: int, meet: Meet) -> None:
-    with open_writer(place, Share(rank, 2, CountLedger(place, N_BATCHES).read())) as writer:
+def write_share(place: str | Path, rank: int, n: int, meet: Meet) -> None:
+    with open_writer(place, Share(rank, n, CountLedger(place, N_BATCHES).read())) as writer:
         meet()
         for index in writer.missing(N_BATCHES):
             writer.write(BATCHES[index])
@@ -85,78 +102,116 @@ def die_at_request(step: int) -> None:
         setattr(Objects, name, before(getattr(Objects, name)))
 
 
-def work_together(place: str | Path, rank: int, pipes: list[tuple[int, int]], die: Callable[[], None] | None) -> None:
-    """One of the two processes. It tells by its own pipe and hears by that of the other."""
-    hear, tell = pipes[1 - rank][0], pipes[rank][1]
-    os.close(pipes[rank][0])
-    os.close(pipes[1 - rank][1])
-    write_bytes = os.write
+def work_together(
+    place: str | Path, rank: int, wires: "list[dict[int, socket.socket]]", die: Callable[[], None] | None
+) -> None:
+    """One of the processes, which has a wire to each other one."""
+    others = wires[rank].values()
+    for far in itertools.chain(*(found.values() for number, found in enumerate(wires) if number != rank)):
+        far.close()
 
     def meet() -> None:
         try:
-            write_bytes(tell, b".")
-        except BrokenPipeError:
+            for wire in others:
+                wire.sendall(b".")
+            heard = [wire.recv(1) for wire in others]
+        except (BrokenPipeError, ConnectionResetError):
             os._exit(ALONE)
-        if not os.read(hear, 1):
+        if not all(heard):
             os._exit(ALONE)
 
     if open_storage(place).size("manifest.json") is not None:
         return  # whoever was killed had done all
     if die is not None:
         die()
-    (follow if rank else lead)(place, meet)
+    if rank:
+        follow(place, rank, len(wires), meet)
+    else:
+        lead(place, len(wires), meet)
 
 
-def launch(place: str | Path, victim: int, die: Callable[[], None]) -> bool:
-    """Start both and wait for both; whether one was killed."""
-    pipes = [os.pipe(), os.pipe()]
-    children = [fork(work_together, place, rank, pipes, die if rank == victim else None) for rank in (0, 1)]
-    for end in itertools.chain(*pipes):
-        os.close(end)
+def launch(place: str | Path, deaths: "list[Callable[[], None] | None]", kill: Callable[[list[int]], None]) -> bool:
+    """Start a process for each of `deaths` and wait for all, after `kill` had them; whether any was killed."""
+    wires: list[dict[int, socket.socket]] = [{} for _ in deaths]
+    for one, other in itertools.combinations(range(len(deaths)), 2):
+        wires[one][other], wires[other][one] = socket.socketpair()
+    children = [fork(work_together, place, rank, wires, die) for rank, die in enumerate(deaths)]
+    for wire in itertools.chain(*(found.values() for found in wires)):
+        wire.close()
+    kill(children)
     ends = [os.waitpid(child, 0)[1] for child in children]
     assert all(os.WIFSIGNALED(end) or os.waitstatus_to_exitcode(end) in (0, ALONE) for end in ends), ends
     return any(os.WIFSIGNALED(end) for end in ends)
 
 
-def check(place: str | Path) -> None:
-    """What a reader sees is right; what a dead lead has locked is unlocked."""
-    if isinstance(place, Path):
-        check_files(place)
-        read(place, {})
-    elif open_storage(place).size(".lock"):
+def spare(children: list[int]) -> None:
+    """Kill nobody from outside."""
+
+
+def kill_together(path: Path, chance: random.Random, whole: Run) -> bool:
+    """Let two or three write and be killed: one or all, from inside or from outside."""
+    n = chance.choice((2, 2, 3))
+    victim = chance.randrange(n)
+    if chance.random() < 0.6:
+        step = chance.randrange(whole.changes // 2 // PARTS_PER_RUN)
+        deaths = [functools.partial(die_at, step) if rank == victim else None for rank in range(n)]
+        return launch(path, deaths, spare)
+    delay, is_one = chance.random() * whole.seconds / PARTS_PER_RUN, chance.random() < 0.5
+
+    def kill(children: list[int]) -> None:
+        time.sleep(delay)
+        for child in [children[victim]] if is_one else children:
+            os.kill(child, signal.SIGKILL)
+
+    return launch(path, [None] * n, kill)
+
+
+def write_together(path: Path) -> None:
+    """Two write, and nobody is killed; the changes that are counted are those of both."""
+    ends = socket.socketpair()
+    wires = [{1: ends[0]}, {0: ends[1]}]
+    other = fork(work_together, path, 1, wires, None)
+    work_together(path, 0, wires, None)
+    assert os.waitpid(other, 0)[1] == 0
+
+
+def check_bucket(place: str) -> None:
+    """What a dead lead has locked is unlocked."""
+    if open_storage(place).size(".lock"):
         unlock_store(place)
 
 
-def finish(place: str | Path, whole: Path) -> None:
+def finish_bucket(place: str, whole: Path) -> None:
     """Write the rest alone where there is one, and compare."""
     if open_storage(place).size("manifest.json") is None:
-        write(place)
-    assert {name: content for name, content in tree(place).items() if name != ".lock"} == {
-        name: content for name, content in tree(whole).items() if name != ".lock"
-    }
+        write(place)  # type: ignore[arg-type]
+    found, expected = ({name: content for name, content in tree(store).items() if name != ".lock"} for store in (place, whole))
+    assert found == expected
 
 
-def run(work, *arguments) -> None:
-    """In a child, so that nothing here holds what a fork does not survive."""
-    assert os.waitpid(fork(work, *arguments), 0)[1] == 0
-
-
-def main(folder: Path, where: str, n_stores: int, kills_per_store: int, seed: int) -> None:
+def kill_in_bucket(folder: Path, place: str, n_kills: int, chance: random.Random) -> None:
+    """Two write into a bucket, one is killed, until there were `n_kills` of one store."""
     run(write, folder / "whole")
-    chance, n_killed = random.Random(seed), 0
-    for number in range(n_stores):
-        place = folder / f"store{number}" if where == "folder" else parse_location(f"{where}/store{number}")
-        kind, killer = ("folder", die_at) if where == "folder" else ("bucket", die_at_request)
-        for _ in range(kills_per_store):
-            step = chance.randrange(LAST_STEP[kind])
-            was_killed = launch(place, chance.randrange(2), functools.partial(killer, step))
-            n_killed += was_killed
-            run(check, place)
-            if not was_killed:
-                break
-        run(finish, place, folder / "whole")
-    sys.stdout.write(f"{n_killed}\n")
+    n_killed = 0
+    for _ in range(3 * n_kills):
+        victim, die = chance.randrange(2), functools.partial(die_at_request, chance.randrange(LAST_REQUEST))
+        n_killed += launch(place, [die if rank == victim else None for rank in (0, 1)], spare)
+        run(check_bucket, place)
+        if n_killed == n_kills:
+            break
+    run(finish_bucket, place, folder / "whole")
+    sys.stdout.write(f"{n_killed} 1\n")
+
+
+def main(folder: Path, where: str, n_kills: int, seed: int) -> None:
+    chance = random.Random(seed)
+    if where != "folder":
+        kill_in_bucket(folder, f"{parse_location(where)}/store", n_kills, chance)
+        return
+    whole = measure(folder, write_together)
+    compare(folder, n_kills, functools.partial(kill_together, chance=chance, whole=whole))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], *map(int, sys.argv[3:]))
+    with contextlib.suppress(BrokenPipeError):
+        main(Path(sys.argv[1]), sys.argv[2], *map(int, sys.argv[3:]))

@@ -35,7 +35,7 @@ HOOK_POINTS = [spec for spec in made_up.HOOK_POINTS if spec.name in ("vision.3",
 N_BATCHES = 6
 ITEMS_PER_SHARD = 12
 KILLS_PER_STORE = 8
-PROFILE = sys.argv[4] if len(sys.argv) > 4 else "raw"
+PROFILE = sys.argv[4] if __name__ == "__main__" and len(sys.argv) > 4 else "raw"
 PARTS_PER_RUN = 3
 """A kill comes within the first third of a whole run: else most stores would be done before they are killed."""
 
@@ -193,18 +193,21 @@ def make_store(path: Path, kill: Callable[[Path], bool]) -> int:
     """Write a store by writers that are killed, the last one excepted; gives how many times that was."""
     n_killed, seen, made = 0, dict[str, int](), dict[str, tuple[int, int]]()
     reader = fork(read_on, path)
-    for _ in range(KILLS_PER_STORE):
-        if (path / "manifest.json").exists():
-            break
-        n_killed += kill(path)
+    try:
+        for _ in range(KILLS_PER_STORE):
+            if (path / "manifest.json").exists():
+                break
+            n_killed += kill(path)
+            read(path, seen)
+            check_files(path, made)
+        if not (path / "manifest.json").exists():
+            run(write, path)
         read(path, seen)
         check_files(path, made)
-    if not (path / "manifest.json").exists():
-        run(write, path)
-    read(path, seen)
-    check_files(path, made)
-    os.kill(reader, signal.SIGKILL)
-    assert os.WIFSIGNALED(os.waitpid(reader, 0)[1]), "the reader saw something wrong"
+    finally:
+        os.kill(reader, signal.SIGKILL)
+        status = os.waitpid(reader, 0)[1]
+    assert os.WIFSIGNALED(status), "the reader saw something wrong"
     return n_killed
 
 

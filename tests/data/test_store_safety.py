@@ -6,7 +6,6 @@ import os
 import resource
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,8 +18,6 @@ from thresher.errors import StoreError
 from thresher.testing.store import CONCEPTS, HOOK_POINTS, IDENTITY, expected_rows, make_batch, tree, write_store
 
 N_BATCHES = 6
-MEMORY = Path("/dev/shm")
-"""Here fsync costs nothing; the death of a process is the same."""
 
 
 def open_writer(path, *, items_per_shard=12):
@@ -47,27 +44,6 @@ def unfinished(tmp_path):
         for index in range(5):
             writer.write(make_batch(index))
     return path
-
-
-@pytest.fixture
-def memory(tmp_path, request):
-    if not os.access(MEMORY, os.W_OK):
-        yield tmp_path
-        return
-    folder = MEMORY / f"thresher-{os.getpid()}-{request.node.name}"
-    folder.mkdir()
-    yield folder
-    shutil.rmtree(folder)
-
-
-@pytest.mark.slow
-def test_a_harvest_killed_anywhere_resumes_to_the_same_bytes(memory):
-    command = [sys.executable, str(Path(__file__).with_name("store_killer.py")), str(memory), "200", "7"]
-    done = subprocess.run(command, capture_output=True, check=False, text=True)
-    assert done.returncode == 0, done.stderr[-4000:]
-    n_killed, n_stores = map(int, done.stdout.split())
-    assert n_killed >= 200
-    assert n_stores >= 20
 
 
 @contextlib.contextmanager

@@ -1,18 +1,19 @@
 """Laws of a harvest by several processes: the store does not tell how many there were, nor which of them died."""
 
-import json
 import os
+import random
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
 from thresher.config import dump_config, validate
-from thresher.data.store import open_store, verify_store
+from thresher.data.store import open_store, unlock_store, verify_store
 from thresher.harvest.run import HarvestConfig, run
 from thresher.testing.store import tree
 
@@ -20,18 +21,10 @@ SAME = {".lock", "config.yaml", "provenance.json"}
 """Files that say where and by what a store was made."""
 
 
-class Launched(NamedTuple):
-    """How a launch ended."""
-
-    codes: list[int]
-    """Exit codes by rank; negative: the signal that ended it."""
-    logs: list[str]
+Launch = Callable[..., Any]
 
 
-Launch = Callable[..., Launched]
-
-
-def make_config(out: Path, folder: Path, **changes: Any) -> HarvestConfig:
+def make_config(out: Path | str, folder: Path, **changes: Any) -> HarvestConfig:
     values: dict[str, Any] = {
         "out": out,
         "model": {"kind": "open-clip", "name": f"local-dir:{folder}"},
@@ -45,31 +38,23 @@ def make_config(out: Path, folder: Path, **changes: Any) -> HarvestConfig:
     return validate(HarvestConfig, values | changes, "test")
 
 
-def read_files(folder: Path) -> dict[str, bytes]:
+def read_files(folder: Path | str) -> dict[str, bytes]:
     return {name: content for name, content in tree(folder).items() if name not in SAME}
 
 
 @pytest.fixture(scope="module")
-def launch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launch]:
-    """Starts n processes of one launch and waits for them."""
-    folder = tmp_path_factory.mktemp("launch")
-    command = [sys.executable, str(Path(__file__).with_name("launcher.py"))]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment) as server:
-        assert server.stdin is not None
-        assert server.stdout is not None
-        assert server.stdout.readline() == "ready\n"
+def launch(
+    open_launcher: Callable[[Path], AbstractContextManager[Launch]], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Launch]:
+    """Starts a harvest by n processes of one launch and waits for them; `kill` as in `launched.command`."""
+    file = tmp_path_factory.mktemp("ranks") / "harvest.yaml"
+    with open_launcher(Path(__file__).with_name("launched.py")) as start:
 
-        def start(n: int, settings: HarvestConfig, *overrides: str, kill: tuple[int, int] | None = None) -> Launched:
-            (folder / "harvest.yaml").write_text(dump_config(settings))
-            arguments = ["harvest", str(folder / "harvest.yaml"), *overrides]
-            server.stdin.write(json.dumps({"n": n, "command": arguments, "log": str(folder), "kill": kill}) + "\n")  # type: ignore[union-attr]
-            server.stdin.flush()  # type: ignore[union-attr]
-            codes = json.loads(server.stdout.readline())  # type: ignore[union-attr]
-            return Launched(codes, [(folder / f"{rank}.log").read_text() for rank in range(n)])
+        def harvest(n: int, settings: HarvestConfig, *overrides: str, kill: tuple[int, int, float] | None = None) -> Any:
+            file.write_text(dump_config(settings))
+            return start(n, "command", ["harvest", str(file), *overrides], kill)
 
-        yield start
-        server.stdin.close()
+        yield harvest
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +84,7 @@ def test_a_killed_process_stops_the_others_and_any_number_finishes(
     launch: Launch, open_clip_folder: Path, tmp_path: Path, alone: dict[str, bytes], killed: int, then: int
 ) -> None:
     settings = make_config(tmp_path / "store", open_clip_folder)
-    ended = launch(2, settings, kill=(killed, 8 if killed else 2))
+    ended = launch(2, settings, kill=(killed, 8 if killed else 2, 0.0))
     assert ended.codes[killed] == -signal.SIGKILL
     assert ended.codes[1 - killed] == 2
     assert "another process of this launch has ended" in ended.logs[1 - killed]
@@ -134,12 +119,38 @@ def test_an_error_of_any_process_reaches_its_exit_code_and_stops_the_others(
     assert "stops because process 0 did" in ended.logs[1]
 
 
-def test_accelerate_launch_harvests(open_clip_folder: Path, tmp_path: Path, alone: dict[str, bytes]) -> None:
-    settings = make_config(tmp_path / "store", open_clip_folder)
+def test_processes_killed_at_random_moments_lose_nothing_that_is_committed(
+    launch: Launch, open_clip_folder: Path, tmp_path: Path, alone: dict[str, bytes]
+) -> None:
+    settings, chance = make_config(tmp_path / "store", open_clip_folder), random.Random(5)
+    committed: dict[Path, tuple[int, int]] = {}
+    for _ in range(3):
+        n = chance.choice((2, 3))
+        ended = launch(n, settings, kill=(chance.randrange(n), 0, 0.1 * chance.random()))
+        stats = {file: file.stat() for file in settings.out.glob("commits/*/*.json")}
+        found = {file: (stat.st_ino, stat.st_mtime_ns) for file, stat in stats.items()}
+        assert found | committed == found
+        committed = found
+        if -signal.SIGKILL not in ended.codes:
+            break
+    assert committed
+    assert launch(2, settings).codes == [0, 0]
+    assert read_files(settings.out) == alone
+
+
+def test_accelerate_launch_fills_a_bucket_where_another_number_of_processes_was_killed(
+    launch: Launch, open_clip_folder: Path, tmp_path: Path, place: str, alone: dict[str, bytes]
+) -> None:
+    settings = make_config(place, open_clip_folder)
+    ended = launch(3, settings, kill=(0, 0, 0.1))
+    assert ended.codes[0] == -signal.SIGKILL
+    assert ended.codes[1:] == [2, 2]
+    assert not open_store(place, incomplete="prefix").is_complete
+    unlock_store(place)
     (tmp_path / "harvest.yaml").write_text(dump_config(settings))
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     command = [*launcher, "--main_process_port", "0", "-m", "thresher", "harvest", str(tmp_path / "harvest.yaml")]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.split() == [str(settings.out)]
-    assert read_files(settings.out) == alone
+    assert done.stdout.split() == [place]
+    assert read_files(place) == alone

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import warnings
 
 import torch
 from safetensors import safe_open
@@ -31,6 +32,8 @@ from thresher.train.parallel.group import mean_over, spread_over, sum_over
 from thresher.train.parallel.layout import Layout
 from thresher.train.parallel.parts import Parts
 from thresher.train.parallel.shard import Shard, draw_atoms
+
+warnings.simplefilter("error")
 
 CPU = torch.device("cpu")
 D_IN, D_SAE, ROWS, STEPS = 12, 37, 24, 4
@@ -106,7 +109,7 @@ def _compare_training(layout: Layout, settings: Architecture, adam: OptimizerCon
 
 def _go_on(layout, together, parts, whole, module, share, adam) -> None:
     """A learner that was brought to the saved state takes the same steps, bit for bit."""
-    path = f"{os.environ['CHECK_FOLDER']}/{layout.team.n_ranks}.safetensors"
+    path = f"{os.environ['LAUNCH_FOLDER']}/{layout.team.n_ranks}.safetensors"
     if whole is not None:
         save_file({f"learner.{name}": value for name, value in whole.items()}, path)
     layout.team.wait()

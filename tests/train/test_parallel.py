@@ -7,8 +7,9 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import pytest
 import torch
@@ -23,41 +24,17 @@ from thresher.train.parallel.coders import check_shards
 from thresher.train.run import run
 from thresher.train.sweep.config import GridConfig, SearchConfig, SweepConfig
 
-
-class Launched(NamedTuple):
-    """How a launch ended."""
-
-    codes: list[int]
-    """Exit codes by rank; negative: the signal that ended it."""
-    logs: list[str]
-
-
-Launch = Callable[..., Launched]
+Launch = Callable[..., Any]
 
 
 @pytest.fixture(scope="module")
-def launch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launch]:
+def launch(open_launcher: Callable[[Path], AbstractContextManager[Launch]]) -> Iterator[Launch]:
     """Lets n processes do a check of `parallel_checks` and waits for them."""
-    folder = tmp_path_factory.mktemp("launch")
-    command = [sys.executable, str(Path(__file__).with_name("parallel_launcher.py"))]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CHECK_FOLDER": str(folder)}
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment) as server:
-        assert server.stdin is not None
-        assert server.stdout is not None
-        assert server.stdout.readline() == "ready\n"
-
-        def start(n: int, check: str, *arguments: object) -> Launched:
-            asked = {"n": n, "check": check, "arguments": arguments, "log": str(folder)}
-            server.stdin.write(json.dumps(asked) + "\n")  # type: ignore[union-attr]
-            server.stdin.flush()  # type: ignore[union-attr]
-            codes = json.loads(server.stdout.readline())  # type: ignore[union-attr]
-            return Launched(codes, [(folder / f"{rank}.log").read_text() for rank in range(n)])
-
+    with open_launcher(Path(__file__).with_name("parallel_checks.py")) as start:
         yield start
-        server.stdin.close()
 
 
-def passed(ended: Launched) -> bool:
+def passed(ended: Any) -> bool:
     """Whether all processes ended well; shows what the others wrote."""
     sys.stdout.write("\n".join(log for code, log in zip(ended.codes, ended.logs, strict=True) if code))
     return not any(ended.codes)
