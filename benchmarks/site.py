@@ -5,7 +5,6 @@ Codes, tables and thumbnails are made up; what is measured does not depend on wh
 
 import argparse
 import io
-import shutil
 import tempfile
 import time
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 from scipy.sparse import csr_array
+from site_browser import CHROMIUM, launch
 from site_world import make_dictionary, make_facts
 
 from thresher.analyze.config import Site
@@ -21,7 +21,6 @@ from thresher.analyze.site.build import build
 from thresher.analyze.site.dashboards import Crossed, Dictionary
 from thresher.analyze.site.items import Catalogue
 
-ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 VIEWS = ("#/overview", "#/features/large", "#/feature/large/1", "#/bridge/large", "#/map/large", "#/pairs/large", "#/compare")
 K = 32
 
@@ -101,14 +100,10 @@ def make_items(n_images: int, side: int) -> dict[str, Catalogue]:
 
 def visit(index: Path, seconds: int) -> None:
     """Seconds from a fresh page to each view drawn."""
-    chromium = shutil.which("chromium")
-    if chromium is None:
+    if CHROMIUM is None:
         print("no Chromium: pages were not opened")
         return
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=ARGUMENTS)
+    with launch() as browser:
         for view in VIEWS:
             page = browser.new_context(viewport={"width": 1280, "height": 800}).new_page()
             begun = time.perf_counter()
@@ -116,7 +111,6 @@ def visit(index: Path, seconds: int) -> None:
             page.wait_for_selector("#main[data-ready]", timeout=1000 * seconds)
             print(f"{view}: {time.perf_counter() - begun:.2f} s")
             page.context.close()
-        browser.close()
 
 
 if __name__ == "__main__":

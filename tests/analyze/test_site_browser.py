@@ -1,30 +1,19 @@
 """The site in a real browser, opened from disk."""
 
 import csv
-import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from site_browser import CHROMIUM, Visitor, launch
 from site_world import HOSTILE, build_world, make_dictionary
 
 from thresher.analyze.site.dashboards import Dictionary
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytest.importorskip("playwright.sync_api", reason="needs playwright")
 if CHROMIUM is None:
     pytest.skip("needs Chromium", allow_module_level=True)
 
-ARGUMENTS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 VIEWS = [
     "#/overview",
     "#/features/two",
@@ -49,51 +38,8 @@ def index(dictionaries, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def browser():
-    with sync_api.sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+    with launch() as launched:
         yield launched
-        launched.close()
-
-
-class Visitor:
-    """A page that remembers everything that went wrong and everything that was asked for."""
-
-    def __init__(self, browser, index: Path, scheme: str) -> None:
-        self.index = index
-        self.context = browser.new_context(color_scheme=scheme, viewport={"width": 1280, "height": 1000})
-        self.page = self.context.new_page()
-        self.problems: list[str] = []
-        self.page.on("console", lambda message: self.problems.append(f"{message.type}: {message.text}"))
-        self.page.on("pageerror", lambda error: self.problems.append(str(error)))
-        self.page.on("requestfailed", lambda request: self.problems.append(f"failed: {request.url}"))
-        self.page.on("request", lambda request: None if self.is_local(request.url) else self.problems.append(request.url))
-
-    def is_local(self, url: str) -> bool:
-        return url.startswith((self.index.parent.as_uri(), "data:", "blob:", "about:"))
-
-    def open(self, view: str) -> None:
-        # From elsewhere, so that what was there before is not taken for what is asked for.
-        self.page.goto("about:blank")
-        self.page.goto(self.index.as_uri() + view)
-        self.wait(view)
-
-    def wait(self, view: str) -> None:
-        name = re.match(r"#/(\w+)", view).group(1)
-        self.page.wait_for_selector(f'#main[data-ready="{name}"]')
-
-    def wait_feature(self, feature: int) -> None:
-        self.page.wait_for_selector(f'#feature-title[data-feature="{feature}"]')
-
-    def features(self) -> list[int]:
-        """Features of the rows in the page, from top to bottom."""
-        rows = self.page.locator(".grid-row").evaluate_all("rows => rows.map(row => Number(row.dataset.feature))")
-        return [int(row) for row in rows]
-
-    def selected(self) -> int:
-        return int(self.page.locator('.grid-row[aria-selected="true"]').get_attribute("data-feature"))
-
-    def count(self) -> int:
-        return int(self.page.inner_text("#count").split(" ")[0].replace(",", ""))
 
 
 def find_class(dictionary: Dictionary) -> tuple[str, int]:
@@ -105,7 +51,6 @@ def find_class(dictionary: Dictionary) -> tuple[str, int]:
 @pytest.fixture
 def visit(browser, index: Path) -> Iterator[Visitor]:
     visitor = Visitor(browser, index, "light")
-    visitor.page.set_default_timeout(15_000)
     yield visitor
     visitor.context.close()
     assert visitor.problems == []

@@ -16,7 +16,7 @@
     const x = value => left + (width - left - right) * (value - lowX) / (highX - lowX), y = value => height - bottom - (height - top - bottom) * (value - lowY) / (highY - lowY);
     // Round numbers between the ends.
     const ticks = (low, high) => {
-      const rough = (high - low) / 4, ten = 10 ** Math.floor(Math.log10(rough)), step = [1, 2, 5, 10].map(one => one * ten).find(one => one >= rough);
+      const rough = (high - low) / 5, ten = 10 ** Math.floor(Math.log10(rough)), step = [1, 2, 5, 10].map(one => one * ten).find(one => one >= rough);
       return Array.from({ length: Math.floor(high / step) - Math.ceil(low / step) + 1 }, (_, k) => Number(((Math.ceil(low / step) + k) * step).toPrecision(6)));
     };
     return s("svg", { viewBox: `0 0 ${width} ${height}`, class: "chart pareto", role: "group", "aria-label": `${MEASURES[state.measure]} against L0` },

@@ -55,7 +55,7 @@ const THRESHER = { views: {}, order: { sae: "", ids: [] } };
     if (size >= 10000 || size < 0.001) return value.toExponential(1);
     return size >= 100 ? value.toFixed(1) : value.toFixed(digits);
   };
-  THRESHER.percent = (value, digits = 1) => (value === null || value === undefined ? "-" : (100 * value).toFixed(digits) + " %");
+  THRESHER.percent = (value, digits = 1) => (value === null || value === undefined ? "-" : (100 * value).toFixed(digits).replace(/^-(0(\.0+)?)$/, "$1") + " %");
   // An estimate with its interval.
   THRESHER.estimate = (one, format = THRESHER.show) => {
     if (!one || one.value === null || one.value === undefined) return "-";

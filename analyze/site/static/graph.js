@@ -149,7 +149,7 @@
     const numeric = (key, label, attributes) => THRESHER.field(label, h("input", { type: "number", value: state[key], ...attributes, onchange: event => { if (event.target.value !== "") set(key)(Number(event.target.value)); } }));
     main.append(
       h("h1", {}, "Bridges", h("small", {}, ` of ${sae}`)),
-      h("p", { class: "soft" }, "An edge joins a feature on images with another one that fires on the texts of the same pairs. Dark edges: their atoms point the same way (cosine above 0.5); dashed colour: they do not. Size: energy. ", THRESHER.muScale()),
+      h("p", { class: "soft" }, "An edge joins a feature on images with another one that fires on the texts of the same pairs. Full lines: their atoms point the same way (cosine above 0.5); dashed: they do not. Size: energy. ", THRESHER.muScale()),
       h("div", { class: "bar" },
         THRESHER.field("Layout", THRESHER.select([["columns", "images | texts"], ["force", "force"]], state.layout, set("layout"))),
         THRESHER.field("Strength", THRESHER.select([["Bc", "Bc, share of the margin"], ["rho", "rho"]], state.by, set("by"))),

@@ -8,11 +8,12 @@
     const parts = [...shown.map(([i, j, , , , term]) => [i === j ? `#${i}` : `#${i} \u00d7 #${j}`, term, i === j ? "fill-self" : "fill-cross"]), ["all others", total - shown.reduce((sum, term) => sum + term[5], 0), "fill-rest"]];
     let sum = 0, low = 0, high = 0;
     const bars = parts.map(([name, value, kind]) => { const from = sum; sum += value; low = Math.min(low, sum); high = Math.max(high, sum); return [name, from, sum, kind]; });
-    const x = value => 110 + (width - 120) * (value - low) / (high - low || 1);
+    const x = value => 110 + (width - 170) * (value - low) / (high - low || 1);
     return s("svg", { viewBox: `0 0 ${width} ${height}`, class: "chart", role: "img", "aria-label": "Terms adding up to the similarity" },
       [...bars, ["sum", 0, total, "fill-sum"]].map(([name, from, to, kind], k) => [
         s("text", { x: 104, y: 14 + k * row + 4, "text-anchor": "end", class: "label" }, name),
-        s("rect", { x: Math.min(x(from), x(to)), y: 6 + k * row, width: Math.max(1, Math.abs(x(to) - x(from))), height: row - 6, class: kind }, s("title", {}, `${name}: ${show(to - from)}`))]));
+        s("rect", { x: Math.min(x(from), x(to)), y: 6 + k * row, width: Math.max(1, Math.abs(x(to) - x(from))), height: row - 6, class: kind }, s("title", {}, `${name}: ${show(to - from)}`)),
+        s("text", { x: width, y: 14 + k * row + 4, "text-anchor": "end", class: "tick" }, (to > from && name !== "sum" ? "+" : "") + show(to - from, 2))]));
   };
 
   THRESHER.views.pairs = async (main, { sae, id, query }) => {

@@ -17,8 +17,8 @@
     concept | concept | 150 | text | ground truth: the concept it tracks best
     n_record_image | images | 72 | 0 | records with an image it fires on
     n_record_text | texts | 72 | 0 | records with a text it fires on
-    energy_image | energy image | 118 | 3 | E[z^2] on images
-    energy_text | energy text | 106 | 3 | E[z^2] on texts
+    energy_image | energy image | 128 | 3 | E[z^2] on images
+    energy_text | energy text | 114 | 3 | E[z^2] on texts
     rho | rho | 68 | 2 | correlation with itself over pairs
     q | q | 72 | 3 | chance of that, false discoveries controlled
     mms_z | meaning z | 96 | 1 | meaning across modalities, in standard deviations
@@ -35,10 +35,10 @@
     n_fire | rows | 82 | 0 | rows on which it fires
     rate | rate | 78 | 4 | share of the rows on which it fires
     energy | energy | 84 | 3 | E[z^2]
-    energy_share | energy share | 114 | 4 | share of the energy of all features
+    energy_share | energy share | 124 | 4 | share of the energy of all features
     mean_active | mean z | 82 | 2 | mean z where it fires
     largest | largest | 82 | 2 | largest |z|
-    ess | worth items | 104 | 1 | how many equal items its energy is worth
+    ess | worth items | 112 | 1 | how many equal items its energy is worth
     nearest | nearest | 84 | id | atom of the largest cosine
     nearest_cosine | cos of it | 78 | 2 | cosine with the nearest atom
     stability | stability | 86 | 2 | cosine with its match in other seeds
