@@ -20,7 +20,8 @@ from thresher.analyze.evaluate import (
 )
 from thresher.analyze.evidence import count_items, make_evidence, read_presence
 from thresher.analyze.families import describe_families
-from thresher.analyze.functional.run import add_tests, fingerprint_files, read_words_of, summarize_tests
+from thresher.analyze.functional.run import add_tests, fingerprint_files, read_words_of
+from thresher.analyze.functional.summary import summarize_tests
 from thresher.analyze.gallery import choose_features, make_cards
 from thresher.analyze.inputs import Inputs, open_inputs
 from thresher.analyze.language import measure_splice
@@ -42,7 +43,7 @@ from thresher.analyze.results import (
 )
 from thresher.analyze.single import describe_single
 from thresher.analyze.site.layout import require_umap
-from thresher.analyze.survey.survey import survey
+from thresher.analyze.survey.survey import add_columns, survey
 from thresher.analyze.truth import Evidence, Rule, TruthScore, find_scorable, score_truth
 from thresher.analyze.warn import find_warnings
 from thresher.config import to_dict
@@ -81,6 +82,7 @@ def run(config: AnalyzeConfig) -> Path:
     with progress("analyze", n_rows * len(inputs.saes), "rows") as advance:
         for name, trained in inputs.saes.items():
             outcomes[name] = _analyze(context, name, trained, advance)
+            outcomes[name].metrics["digest"] = origin[f"saes.{name}"]
     compare_seeds({name: one.finding.groups for name, one in outcomes.items() if one.finding is not None})
     for name, splice in measure_splice(config, inputs, panels).items():
         outcomes[name].metrics["splice"] = plain(splice)
@@ -157,6 +159,7 @@ def _analyze(context: Context, name: str, trained: TrainedSAE, advance: Any) -> 
         "reconstruction": plain(evaluate_reconstruction(measured)),
         "dead": plain(evaluate_dead(measured)),
         "dense": count_dense(measured),
+        "silent": {name: float((np.diff(one.codes.indptr) == 0).mean()) for name, one in measured.items()},
     }
     items = {modality: one.items for modality, one in measured.items()}
     if len(measured) < 2:
@@ -171,8 +174,8 @@ def _analyze(context: Context, name: str, trained: TrainedSAE, advance: Any) -> 
     metrics["modality"] = describe_modality(result)
     metrics["modality"]["rare"] = count_rare(result.n_fires.sum(axis=0), config.thresholds.rare_below)
     outcome = _score(context, name, metrics, result, measured)
-    judged = None if outcome.finding is None else outcome.finding.judged
-    return outcome._replace(surveyed=survey(context, trained, measured, judged), items=items)
+    surveyed = survey(context, trained, measured, outcome.finding)
+    return outcome._replace(surveyed=surveyed, finding=add_columns(outcome.finding, surveyed), items=items)
 
 
 def _score(

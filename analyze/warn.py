@@ -7,6 +7,7 @@ from thresher.analyze.battery.cautions import warn_about_battery, warn_about_jud
 from thresher.analyze.cautions import Caution
 from thresher.analyze.config import AnalyzeConfig
 from thresher.analyze.inputs import Inputs
+from thresher.analyze.pitfalls import warn_about_all, warn_about_numbers, warn_about_rows
 from thresher.analyze.results import TITLES
 
 MANY = 0.1
@@ -18,14 +19,20 @@ COMPOSITIONAL = ("spade",)
 
 def find_warnings(inputs: Inputs, results: Mapping[str, Any], config: AnalyzeConfig) -> list[Caution]:
     """Sentences about this analysis, most general first."""
-    found = [*_about_comparison(results), *_about_centring(inputs)]
+    found = [
+        *_about_comparison(results),
+        *warn_about_all(results),
+        *warn_about_rows(inputs, results),
+        *_about_centring(inputs),
+    ]
     if len(inputs.hook_points) == 2:
         found += _about_source(inputs, results, config)
     else:
         found += _about_one_modality(inputs)
     found += _about_model(inputs, results)
     for name, one in results["saes"].items():
-        found += [*_about_features(name, one, results), *_about_truth(name, one), *warn_about_battery(name, one)]
+        found += [*_about_features(name, one, results), *warn_about_numbers(name, one, results)]
+        found += [*_about_truth(name, one), *warn_about_battery(name, one)]
     return found
 
 

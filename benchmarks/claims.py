@@ -43,10 +43,14 @@ class Member(NamedTuple):
 
 
 def main() -> None:
-    """Print all tables."""
+    """Read the arguments."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("analysis", type=Path)
-    folder = parser.parse_args().analysis
+    print_claims(parser.parse_args().analysis)
+
+
+def print_claims(folder: Path) -> None:
+    """Print all tables."""
     methods: dict[str, list[Member]] = {}
     for member in read_members(folder):
         methods.setdefault(member.name.rpartition("-")[0] or member.name, []).append(member)

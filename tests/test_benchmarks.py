@@ -21,6 +21,7 @@ SMALLEST = {
     "stream.py": ["--mb", "2", "--width", "64", "--repeats", "1", "--d-sae", "128", "--iterations", "1", "--without-saelens"],
     "sweep.py": ["--members=1,2", "--d-in=16", "--d-sae=32", "--iterations=2", "--rows=2000", "--rounds=1"],
     "train_step.py": ["32,128,4,64", "--rounds", "1"],
+    "trees.py": ["--rows=600", "--seeds=1", "--epochs=1", "--methods", "topk"],
 }
 SHARED = [
     "contenders.py",
@@ -29,14 +30,15 @@ SHARED = [
     "gpu_rates.py",
     "harvest_memory.py",
     "harvest_peers.py",
+    "loaders.py",
     "peers.py",
     "rows.py",
     "site_world.py",
     "timing.py",
 ]
 """What benchmarks import."""
-ELSEWHERE = ["claims.py"]
-"""Tried where there is an analysis to read: tests/analyze/test_battery_files.py."""
+ELSEWHERE = ["claims.py", "claims_worlds.py"]
+"""Tried where there is an analysis or a store to read: tests/analyze/test_battery_files.py."""
 
 
 def test_every_benchmark_is_tried_here() -> None:

@@ -72,13 +72,7 @@ def judge_meaning(sides: Sides, embeddings: Embeddings) -> Meanings:
         csr_array(codes[items])
         for codes, items in ((sides.image.codes, embeddings.image_items), (sides.text.codes, embeddings.text_items))
     )
-    sums: list[SemanticSums] = []
-    for codes, vectors in ((image, embeddings.image), (text, embeddings.text)):
-        parts = [sum_semantics(csr_array(codes[rows]), vectors[rows]) for rows in iterate_blocks(len(vectors))]
-        whole = parts[0]
-        for part in parts[1:]:
-            whole = add_semantics(whole, part)
-        sums.append(whole)
+    sums = [sum_meaning(image, embeddings.image), sum_meaning(text, embeddings.text)]
     matched = sum_pairs(image, text, embeddings.image, embeddings.text)
     across = measure_multimodal(sums[0], sums[1], matched)
     own = [measure_monosemanticity(one) for one in sums]
@@ -86,3 +80,12 @@ def judge_meaning(sides: Sides, embeddings: Embeddings) -> Meanings:
     is_about = (np.nan_to_num(own[0].score) > 0) & (np.nan_to_num(own[1].score) > 0)
     agreement = divide(across.score, np.sqrt(np.where(is_about, product, np.nan)))
     return Meanings(own[0], own[1], across, np.clip(agreement, -1, 1))
+
+
+def sum_meaning(codes: csr_array, vectors: Float[np.ndarray, "row width"]) -> SemanticSums:
+    """The sums of all rows, in blocks."""
+    parts = [sum_semantics(csr_array(codes[rows]), vectors[rows]) for rows in iterate_blocks(len(vectors))]
+    whole = parts[0]
+    for part in parts[1:]:
+        whole = add_semantics(whole, part)
+    return whole

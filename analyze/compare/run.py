@@ -16,11 +16,12 @@ from thresher.files import write_atomic
 from thresher.progress import log
 from thresher.runs import canonical_json, refuse_foreign
 
-HEADLINE, MARKDOWN, SEEDS, DICTIONARIES, WARNINGS = (
+HEADLINE, MARKDOWN, SEEDS, DICTIONARIES, SHAREDNESS, WARNINGS = (
     "headline.csv",
     "headline.md",
     "seeds.csv",
     "dictionaries.csv",
+    "sharedness.csv",
     "warnings.json",
 )
 
@@ -43,6 +44,8 @@ class Comparison(NamedTuple):
     table: list[dict[str, str]]
     """Measures as lines, dictionaries as columns."""
     dictionaries: list[dict[str, Any]]
+    sharedness: list[dict[str, Any]]
+    """One line per feature of dictionaries that have seeds and others to compare with."""
     seeds: list[dict[str, Any]]
     cautions: list[Caution]
 
@@ -58,10 +61,10 @@ def compare(folders: Sequence[Path], out: Path, seed: int = 0) -> Comparison:
     entries = list_entries(runs)
     rows = [row for entry in entries for row in list_headline(entry)]
     opened = open_checkpoints(entries)
-    pairs, further = compare_dictionaries(entries, opened.saes, seed)
     kinds = name_kinds(entries, opened.saes)
+    pairs, features, further = compare_dictionaries(entries, opened.saes, kinds, seed)
     cautions = [*find_cautions(runs), *opened.cautions, *further]
-    found = Comparison(tabulate(rows), pairs, aggregate_seeds(rows, kinds), cautions)
+    found = Comparison(tabulate(rows), pairs, features, aggregate_seeds(rows, kinds), cautions)
     for caution in cautions:
         log(f"compare: {caution.sentence}")
     try:
@@ -83,4 +86,5 @@ def _write(out: Path, found: Comparison, rows: Sequence[Mapping[str, Any]]) -> N
     write_atomic(out / MARKDOWN, [make_markdown(shown, notes).encode()])
     write_rows(out / SEEDS, found.seeds)
     write_rows(out / DICTIONARIES, found.dictionaries)
+    write_rows(out / SHAREDNESS, found.sharedness)
     write_atomic(out / WARNINGS, [canonical_json([plain(caution) for caution in found.cautions])])

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float
 from thresher.analyze.functional.held import Half, Held, describe
 from thresher.analyze.functional.labels import Labels
 from thresher.analyze.functional.sets import Sets, draw_of_count, draw_of_energy
+from thresher.analyze.metrics.angle import erase, fit_erasure
 from thresher.analyze.metrics.estimate import Estimate, exact
 from thresher.analyze.metrics.fidelity import classify_zero_shot, diverge, rank_partners
 from thresher.analyze.metrics.needs import normalize_rows
@@ -52,7 +53,9 @@ def make_score(held: Held, labels: Labels | None, logit_scale: float) -> Score:
 
 def measure_baselines(held: Held, labels: Labels | None, score: Score) -> dict[str, dict[str, Estimate]]:
     """Raw activations and reconstructions as they are; with the mean of each modality taken off at unit norm (`_centred`); and
-    with the gap added to the texts (`_shifted`). Means are those of the judged items.
+    with the gap added to the texts (`_shifted`). Means are those of the judged items. `_erased`: without the one direction that
+    a linear classifier of the modality can use (LEACE, arXiv 2306.03819), fitted to the judged items; left out where the means
+    do not differ.
     """
     classes = None if labels is None else labels.vectors
     found: dict[str, dict[str, Estimate]] = {}
@@ -68,7 +71,15 @@ def measure_baselines(held: Held, labels: Labels | None, score: Score) -> dict[s
         for shift, (first, second) in shifts.items():
             moved = None if directions is None else directions - second
             found[f"{name}_{shift}"] = _describe(held, score(Rows(unit[0] - first, unit[1] - second, moved)))
+        if np.linalg.norm(means[0] - means[1]) > 0:
+            found[f"{name}_erased"] = _describe(held, score(_erase(unit[0], unit[1], directions)))
     return found
+
+
+def _erase(image: np.ndarray, text: np.ndarray, classes: np.ndarray | None) -> Rows:
+    erasure, middle = fit_erasure(image, text), (image.mean(axis=0) + text.mean(axis=0)) / 2
+    erased = None if classes is None else erase(classes, erasure, middle)
+    return Rows(erase(image, erasure, middle), erase(text, erasure, middle), erased)
 
 
 def ablate_sets(held: Held, labels: Labels | None, sets: Sets, score: Score, n_draws: int) -> dict[str, Any]:

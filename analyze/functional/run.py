@@ -13,6 +13,7 @@ from thresher.analyze.config import AnalyzeConfig
 from thresher.analyze.context import Context
 from thresher.analyze.functional import judge, names
 from thresher.analyze.functional.behaviour import ablate_sets, flatten, make_score, measure_baselines
+from thresher.analyze.functional.concepts import measure_bias, measure_class_plausibility, measure_cross_reconstruction
 from thresher.analyze.functional.held import Held, hold
 from thresher.analyze.functional.index import search_by_codes
 from thresher.analyze.functional.labels import Labels, check_labels, find_labels
@@ -139,8 +140,11 @@ def _test(
         "transfer": transfer_probes(probed, maps),
         "sparse_probing": probe_sparsely(probed),
         "search": search_by_codes(probed, maps),
+        "cross_reconstruction": measure_cross_reconstruction(held),
     }
     if labels is not None:
+        found["plausibility"] = measure_class_plausibility(held, labels)
+        found["bias"] = measure_bias(probed)
         found["targeted"] = measure_targeted(probed, labels)
         if truth is not None and (labels.parent >= 0).any():
             found["tree"] = _follow_tree(inputs, panels, trained, truth, held, labels)
@@ -161,14 +165,6 @@ def _follow_tree(
 
 def _make_column(name: str, values: list[Any]) -> Any:
     return pa.array(values, pa.string() if name in STRINGS else pa.float64(), from_pandas=True)
-
-
-def summarize_tests(found: Mapping[str, Any]) -> dict[str, Any]:
-    """The part `functional` of metrics.json: recall at 1 before and after reconstruction, and zero-shot; empty without them."""
-    if "baselines" not in found:
-        return {}
-    kept = ("image_to_text_r1", "text_to_image_r1", "gap", "zero_shot")
-    return {name: {key: found["baselines"][name][key] for key in kept} for name in ("raw", "reconstructed")}
 
 
 def write_tests(folder: Path, found: Mapping[str, Any]) -> None:

@@ -43,6 +43,14 @@ def fit_erasure(image: Float[np.ndarray, "image d_in"], text: Float[np.ndarray, 
     return Erasure(read / np.linalg.norm(read), delta / np.linalg.norm(delta))
 
 
+def erase(
+    x: Float[np.ndarray, "row d_in"], erasure: Erasure, mean: Float[np.ndarray, " d_in"]
+) -> Float[np.ndarray, "row d_in"]:
+    """x - write <read, x - mean> / <read, write>: rows without a linear trace of the modality; `mean` is that of both means."""
+    share = (x - mean) @ erasure.read / float(erasure.read @ erasure.write)
+    return x - np.outer(share, erasure.write)
+
+
 def find_modality_subspace(
     image: Float[np.ndarray, "image d_in"], text: Float[np.ndarray, "text d_in"], rank: int
 ) -> Float[np.ndarray, "rank d_in"]:

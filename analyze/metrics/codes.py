@@ -4,7 +4,6 @@ import numpy as np
 import torch
 from jaxtyping import Int
 from scipy.sparse import csr_array
-from torch import Tensor
 
 from thresher.train.codes import Codes
 
@@ -28,8 +27,3 @@ def to_matrix(codes: Codes, d_sae: int) -> csr_array:
 def count_active(matrix: csr_array) -> Int[np.ndarray, " row"]:
     """L0 of each row: how many different atoms are active."""
     return np.diff(matrix.indptr).astype(np.int64)
-
-
-def decode(matrix: csr_array, dictionary: Tensor) -> Tensor:
-    """Rows [row, d_in] that the codes stand for, without any bias: codes times dictionary, in float64."""
-    return torch.from_numpy(matrix @ dictionary.detach().to("cpu", torch.float64).numpy())

@@ -55,9 +55,3 @@ def effective_sample_size(
 def cumulate_energy(energy: Float[np.ndarray, " feature"]) -> Float[np.ndarray, " rank"]:
     """Share of the energy in the 1, 2, ... features of most energy; ends at 1. NaN everywhere when there is none."""
     return divide(np.cumsum(np.sort(energy)[::-1]), energy.sum())
-
-
-def share_of_top(energy: Float[np.ndarray, " feature"], n: int) -> float:
-    """Share of the energy in the `n` features of most energy; NaN when there is none."""
-    need_items("share of the top features", len(energy), 1, "features")
-    return float(cumulate_energy(energy)[min(n, len(energy)) - 1])

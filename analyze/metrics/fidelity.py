@@ -94,12 +94,6 @@ def rank_partners(
     return ranks
 
 
-def recall_at(ranks: Int[np.ndarray, " query"], k: int) -> float:
-    """Share of queries whose partner is among the first `k`. Quote the number of targets with it: chance is about k / n."""
-    need_items("recall", len(ranks), 1, "queries")
-    return float((ranks <= k).mean())
-
-
 def _is_best(cosine: np.ndarray, label: np.ndarray) -> np.ndarray:
     right = np.take_along_axis(cosine, label[:, None], axis=1)
     return (cosine >= right - 1e-12).sum(axis=1) == 1

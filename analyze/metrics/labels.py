@@ -44,7 +44,7 @@ def detect_labels(codes: csr_array, labels: Bool[np.ndarray, "item label"]) -> D
 
 
 class Purity(NamedTuple):
-    """The class that most of a feature's firing items belong to."""
+    """The class that most of a feature's firing items have."""
 
     share: Float[np.ndarray, " feature"]
     """max_c n_ic / n_i; NaN for dead features. A feature that fired once has purity 1."""
@@ -54,17 +54,38 @@ class Purity(NamedTuple):
     """Share divided by how frequent that class is among all items; 1 by chance."""
 
 
-def measure_purity(codes: csr_array, label: Int[np.ndarray, " item"], n_classes: int) -> Purity:
-    """Class purity of firing (z != 0) when each item has one class. Raises AnalysisError: codes and labels differ in items."""
-    need_equal("class purity", "items of codes and labels", count_rows(codes), len(label))
-    fired = codes.copy()
-    fired.data = (codes.data != 0).astype(np.float64)
-    one_hot = csr_array((np.ones(len(label)), (np.arange(len(label)), label)), shape=(len(label), n_classes))
-    counts = (fired.T.tocsr() @ one_hot).toarray()
-    total, best = counts.sum(axis=1), counts.argmax(axis=1)
+def measure_purity(codes: csr_array, present: Bool[np.ndarray, "item class"]) -> Purity:
+    """Purity of firing (z != 0) by the classes that are present in each item, one or several.
+
+    A class that is on every item makes any feature pure: give classes that exclude each other, or the leaves of a tree.
+    Raises AnalysisError: codes and classes differ in items.
+    """
+    need_equal("class purity", "items of codes and labels", count_rows(codes), len(present))
+    counts = count_labels(codes, present.astype(np.float64))
+    total, best = np.bincount(codes.indices, minlength=count_columns(codes)), counts.argmax(axis=1)
     share = divide(counts.max(axis=1), total)
-    frequency = np.bincount(label, minlength=n_classes) / len(label)
-    return Purity(share, np.where(total > 0, best, -1).astype(np.int64), divide(share, frequency[best]))
+    return Purity(share, np.where(total > 0, best, -1).astype(np.int64), divide(share, present.mean(axis=0)[best]))
+
+
+def label_jaccard(
+    image: Float[np.ndarray, "feature label"],
+    text: Float[np.ndarray, "feature label"],
+    n_image: Float[np.ndarray, " label"],
+    n_text: Float[np.ndarray, " label"],
+) -> Float[np.ndarray, " feature"]:
+    """J_i = sum_c min(c, c') / sum_c max(c, c') of how often the feature fires per label on images and on texts. Measure D10.
+
+    Counts become rates per label first (`n_image`, `n_text`: items with each label), since counts depend on how many captions
+    an image has. NaN where it fires on no labelled item. As SPARC does (github AtlasAnalyticsLab/SPARC), there with counts.
+    """
+    one, other = np.nan_to_num(divide(image, n_image)), np.nan_to_num(divide(text, n_text))
+    return divide(np.minimum(one, other).sum(axis=1), np.maximum(one, other).sum(axis=1))
+
+
+def count_labels(codes: csr_array, labels: Float[np.ndarray, "item label"]) -> Float[np.ndarray, "feature label"]:
+    """Items with each label on which each feature fires; what `label_jaccard` compares."""
+    fired = csr_array((np.ones(codes.nnz), codes.indices, codes.indptr), shape=codes.shape)
+    return np.asarray(fired.T @ labels)
 
 
 class Agreement(NamedTuple):

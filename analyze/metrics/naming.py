@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
 from thresher.analyze.metrics.needs import divide, need_equal, need_items, normalize_rows
 
@@ -57,15 +57,6 @@ def name_features(
         margin=cosine[:, 0] - cosine[:, 1],
         ratio=divide(cosine[:, 0], second),
     )
-
-
-def find_valid(names: Names, least_cosine: float, least_ratio: float) -> Bool[np.ndarray, " feature"]:
-    """Names that pass both of MSAE's tests (arXiv 2502.20578; its thresholds are about 0.42 and 2.0, on uncentred words).
-
-    A second-best cosine that is not positive passes the test of the ratio.
-    """
-    stands_out = np.isnan(names.ratio) | (names.ratio >= least_ratio)
-    return (names.cosine[:, 0] >= least_cosine) & stands_out
 
 
 def compare_names(

@@ -98,24 +98,3 @@ def cofire_proportion(
     arXiv 2502.03714, eq. 13-14. Its code divides by the sum over streams instead, so that full agreement of three gives 1/3.
     """
     return divide(np.broadcast_to(together, fires.shape), fires)
-
-
-def label_jaccard(
-    image: Float[np.ndarray, "feature label"],
-    text: Float[np.ndarray, "feature label"],
-    n_image: Float[np.ndarray, " label"],
-    n_text: Float[np.ndarray, " label"],
-) -> Float[np.ndarray, " feature"]:
-    """J_i = sum_c min(c, c') / sum_c max(c, c') of how often the feature fires per label on images and on texts. Measure D10.
-
-    Counts become rates per label first (`n_image`, `n_text`: items with each label), since counts depend on how many captions
-    an image has. NaN where it fires on no labelled item. As SPARC does (github AtlasAnalyticsLab/SPARC), there with counts.
-    """
-    one, other = np.nan_to_num(divide(image, n_image)), np.nan_to_num(divide(text, n_text))
-    return divide(np.minimum(one, other).sum(axis=1), np.maximum(one, other).sum(axis=1))
-
-
-def count_labels(codes: csr_array, labels: Float[np.ndarray, "item label"]) -> Float[np.ndarray, "feature label"]:
-    """Items with each label on which each feature fires; what `label_jaccard` compares."""
-    fired = csr_array((np.ones(codes.nnz), codes.indices, codes.indptr), shape=codes.shape)
-    return np.asarray(fired.T @ labels)

@@ -11,11 +11,6 @@ from thresher.analyze.statistics.paired import Grouped, Marginals
 from thresher.analyze.statistics.rows import iterate_blocks, shape_of
 
 
-def coactivation(products: Float[np.ndarray, "*#any"], n_pairs: float) -> Float[np.ndarray, "*#any"]:
-    """A_ij = E_pair[z_i^image z_j^text]. Measure D1. Signed codes: as they are, so opposite signs cancel."""
-    return products / n_pairs
-
-
 def correlation(
     products: Float[np.ndarray, "*#any"],
     n_pairs: float,

@@ -13,7 +13,7 @@ ROWS_AT_ONCE = 1024
 
 
 class CrossSums(NamedTuple):
-    """Sums over items for CKA, float64; sums of two chunks are their sum."""
+    """Sums over items for CKA, float64."""
 
     xx: Float[np.ndarray, "d_x d_x"]
     yy: Float[np.ndarray, "d_y d_y"]
@@ -24,7 +24,7 @@ class CrossSums(NamedTuple):
 
 
 def sum_cross(x: Float[np.ndarray, "item d_x"] | csr_array, y: Float[np.ndarray, "item d_y"] | csr_array) -> CrossSums:
-    """Sums of one chunk; row n of both is the same item. Sparse codes stay sparse until the [d_x, d_y] products."""
+    """Sums over items; row n of both is the same item. Sparse codes stay sparse until the [d_x, d_y] products."""
     need_equal("CKA", "items", _height(x), _height(y))
     return CrossSums(
         xx=_multiply(x, x),
@@ -33,18 +33,6 @@ def sum_cross(x: Float[np.ndarray, "item d_x"] | csr_array, y: Float[np.ndarray,
         x=np.asarray(x.sum(axis=0), dtype=np.float64),
         y=np.asarray(y.sum(axis=0), dtype=np.float64),
         n=float(_height(x)),
-    )
-
-
-def add_cross(first: CrossSums, second: CrossSums) -> CrossSums:
-    """Sums of two chunks together."""
-    return CrossSums(
-        xx=first.xx + second.xx,
-        yy=first.yy + second.yy,
-        xy=first.xy + second.xy,
-        x=first.x + second.x,
-        y=first.y + second.y,
-        n=first.n + second.n,
     )
 
 

@@ -94,19 +94,6 @@ def correlate_matched(first: csr_array, second: csr_array, matched: Matching) ->
     return np.where(matched.partner < 0, np.nan, divide(covariance, np.sqrt(variances[0] * variances[1])))
 
 
-def compare_runs(dictionaries: Sequence[Float[np.ndarray, "_ _"]], *, signed: bool = False) -> Float[np.ndarray, "run run"]:
-    """Stability of every pair of runs; for seeds, or for a sweep over the ratio of images to texts (arXiv 2504.11695).
-
-    Symmetric, 1 on the diagonal. Raises AnalysisError: fewer than 2 runs.
-    """
-    need_items("comparison of runs", len(dictionaries), 2, "dictionaries")
-    match, found = match_signed_dictionaries if signed else match_dictionaries, np.eye(len(dictionaries))
-    for i, first in enumerate(dictionaries):
-        for j in range(i):
-            found[i, j] = found[j, i] = match(first, dictionaries[j]).stability
-    return found
-
-
 def _compare(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     for dictionary in (first, second):
         need_items("stability", len(dictionary), 1, "atoms")

@@ -1,4 +1,4 @@
-"""Features over several spaces: cross-reconstruction, overlap with single-space dictionaries, decoder norms, latent scaling.
+"""Features over several spaces: cross-reconstruction, overlap with single-space dictionaries, latent scaling.
 
 A space is a model, a layer, or a modality with its own decoder.
 """
@@ -50,15 +50,6 @@ def count_matches(
     target = normalize_rows(single).T
     shares = [float(((normalize_rows(atoms) @ target).max(axis=1) > least).mean()) for atoms in (universal, random)]
     return shares[0], shares[1]
-
-
-def compare_norms(first: Float[np.ndarray, " d_sae"], second: Float[np.ndarray, " d_sae"]) -> Float[np.ndarray, " d_sae"]:
-    """||d_B|| / (||d_A|| + ||d_B||) per feature of a crosscoder: 0 only in A, 0.5 in both, 1 only in B; NaN when both are 0.
-
-    Thresholds in use are about 0.4 to 0.6 for shared, below 0.1 and above 0.9 for exclusive. An L1 penalty makes features look
-    exclusive that are not (complete shrinkage, latent decoupling, arXiv 2504.02922): check with `scale_latents`.
-    """
-    return divide(second, first + second)
 
 
 def scale_latents(

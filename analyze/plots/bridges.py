@@ -6,6 +6,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 
 from thresher.analyze.battery.classes import CLASSES
 from thresher.analyze.plots.read import Columns
@@ -151,7 +152,10 @@ def plot_partners(edges: Mapping[str, Columns], groups: Mapping[str, Mapping[str
                 for i, j, c, r, k, q in zip(table["i"], table["j"], cosine, rho, label, finite(table["q"]), strict=True)
             ]
         axes[0].set_ylabel("rho over pairs")
-        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4 if len(edges) > 1 else 2)
+        handles, labels = axes[0].get_legend_handles_labels()
+        handles.append(Line2D([], [], marker="h", color=GREY, linestyle="none", markersize=4))
+        columns = 5 if len(edges) > 2 else 2
+        figure.legend(handles, [*labels, "q > 0.05"], loc="outside lower center", ncols=columns)
     return Chart(figure, rows, "Correlation of partners over pairs against the cosine of their atoms.")
 
 

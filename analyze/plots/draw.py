@@ -12,25 +12,27 @@ from thresher.analyze.plots.overview import plot_cumulative, plot_energies, plot
 from thresher.analyze.plots.pick import list_ablations, list_reconstructions
 from thresher.analyze.plots.read import RunTables, SaeTables, read_run
 from thresher.analyze.plots.space import plot_layers, plot_shift
+from thresher.analyze.plots.strengths import plot_strengths
 from thresher.analyze.plots.style import PER_FIGURE, Chart, Plot, save_plot
 from thresher.files import write_atomic
 from thresher.runs import canonical_json
 
-INDEX = "index.json"
+FIGURES, INDEX = "figures", "index.json"
 Which = Literal["all", "few", "none"]
 FEW = ("01", "02", "05", "06", "08")
 """Numbers of the figures that answer the question of sharedness."""
 NO_BATTERY = "needs images and texts with pairs"
 
 
-def draw_run(folder: Path, which: Which) -> list[str]:
-    """Draw the figures of a finished analysis into `folder`/figures and list them in index.json there; names of the files.
+def draw_run(folder: Path, which: Which, out: Path | None = None) -> list[str]:
+    """Draw the figures of an analysis into `out` (by default `folder`/figures) and list them in index.json there; names of
+    the files.
 
     Raises AnalysisError: files of the analysis that cannot be read.
     """
     if which == "none":
         return []
-    out, run = folder / "figures", read_run(folder)
+    out, run = folder / FIGURES if out is None else out, read_run(folder)
     written: list[str] = []
     index: list[dict[str, Any]] = []
     for number, title, make in list_figures():
@@ -54,6 +56,11 @@ def list_figures() -> Sequence[tuple[str, str, Make]]:
         ("01-pareto", "How well do the dictionaries reconstruct at which sparsity?", _draw_pareto),
         ("02-modality-scores", "Are features of one modality, or do they fire too rarely to tell?", _draw_histograms),
         ("03-energies", "How much energy has each feature on images and on texts?", _each(_has_battery, NO_BATTERY, _energies)),
+        (
+            "03-strengths",
+            "How often and how strongly do features fire on images and on texts?",
+            _each(_has_sums, "needs stats.safetensors of this very analysis", _strengths),
+        ),
         ("04-cumulative-energy", "How many features carry the energy?", _draw_cumulative),
         ("05-bridge-mass", "Do shared or one-sided features carry the alignment?", _each(_has_battery, NO_BATTERY, _mass)),
         ("05-margin-and-gap", "Which classes carry the margin, which the gap?", _each(_has_battery, NO_BATTERY, _shares)),
@@ -118,6 +125,10 @@ def _has_battery(tables: SaeTables) -> bool:
     return tables.features is not None and tables.groups is not None and tables.edges is not None
 
 
+def _has_sums(tables: SaeTables) -> bool:
+    return _has_battery(tables) and tables.sums is not None
+
+
 def _has_seeds(tables: SaeTables) -> bool:
     return tables.groups is not None and tables.groups["seeds"]["n"] > 0
 
@@ -144,6 +155,10 @@ def _take(run: RunTables, saes: Sequence[str], field: str) -> dict[str, Any]:
 
 def _energies(run: RunTables, saes: Sequence[str]) -> Chart:
     return plot_energies(_take(run, saes, "features"))
+
+
+def _strengths(run: RunTables, saes: Sequence[str]) -> Chart:
+    return plot_strengths(_take(run, saes, "sums"), _take(run, saes, "features"))
 
 
 def _mass(run: RunTables, saes: Sequence[str]) -> Chart:

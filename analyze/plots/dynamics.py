@@ -76,7 +76,7 @@ def plot_steps(steps: Mapping[str, Columns]) -> Chart:
     rows: list[dict[str, Any]] = []
     with mpl.rc_context(PRINT):
         figure = make_figure(PAGE, 0.6 + 1.5 * len(steps))
-        axes = figure.subplots(len(steps), 5, squeeze=False, sharex="row")
+        axes = figure.subplots(len(steps), 5, squeeze=False)
         for line, (name, table) in zip(axes, steps.items(), strict=True):
             rows += _tabulate_steps(name, table)
             for axis, side in zip(line[:2], ("image", "text"), strict=True):
@@ -104,19 +104,25 @@ def _draw_classes(axis: Axes, table: Columns, side: str) -> None:
 
 def _draw_residuals(axes: Sequence[Axes], table: Columns) -> None:
     one = table["modality"] == "image"
-    x = finite(table["step"])[one] + 1
+    # Before the first step the residual is the input; analyses of earlier versions do not tell of it.
+    x = np.concatenate([[0], finite(table["step"])[one] + 1])
     for axis, (column, label) in zip(axes, RESIDUALS.items(), strict=True):
-        axis.plot(x, finite(table[column])[one], "-o", color="#0072b2", markersize=2)
+        before = finite(table.get(column.replace("residual", "input"), table[column] * np.nan))[one][:1]
+        y = np.concatenate([before, finite(table[column])[one]])
+        axis.plot(x, y, "-o", color="#0072b2", markersize=2, clip_on=False)
         axis.set_title(label)
-    axes[0].set_ylim(bottom=0)
+        axis.set_xlim(0, x.max() + 0.5)
+    axes[0].set_ylim(0, 1.05 * max(axes[0].get_ylim()))
     axes[1].axhline(0.5, color=GREY, linestyle=":")
-    axes[1].set_ylim(0.4, 1.02)
+    axes[1].set_ylim(0.4, 1.05)
     axes[2].axhline(0, color=GREY, linestyle=":")
 
 
 def _tabulate_steps(name: str, table: Columns) -> list[dict[str, Any]]:
-    columns = ["step", "modality", "mu", "gap", *RESIDUALS, *(_column(one) for one in CLASSES)]
-    return [{"sae": name} | {column: table[column][row] for column in columns} for row in range(len(table["step"]))]
+    before = [column.replace("residual", "input") for column in RESIDUALS]
+    columns = ["step", "modality", "mu", "gap", *before, *RESIDUALS, *(_column(one) for one in CLASSES)]
+    known = [column for column in columns if column in table]
+    return [{"sae": name} | {column: table[column][row] for column in known} for row in range(len(table["step"]))]
 
 
 def _column(name: str) -> str:

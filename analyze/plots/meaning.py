@@ -5,6 +5,8 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.artist import Artist
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from thresher.analyze.plots.dynamics import list_series, pick
@@ -113,9 +115,9 @@ def plot_categories(categories: Mapping[str, Columns], agreement: Mapping[str, M
 
 
 def plot_ablation(rows: Sequence[Mapping[str, Any]]) -> Chart:
-    """Measures without each class of features beside those without random features of equal energy.
+    """Measures without each class of features beside those without random features of equal energy; dashed: with all.
 
-    `rows`: `sae`, `measure`, `ablated`, `value`, `low`, `high` and `control_value`, `control_low`, `control_high`.
+    `rows`: `sae`, `measure`, `ablated`, `whole`, `value`, `low`, `high` and `control_value`, `control_low`, `control_high`.
     """
     saes, measures = (list(dict.fromkeys(row[key] for row in rows)) for key in ("sae", "measure"))
     with mpl.rc_context(PRINT):
@@ -134,10 +136,11 @@ def plot_ablation(rows: Sequence[Mapping[str, Any]]) -> Chart:
                         axis.bar(place + offset, value_of(estimate), 0.38, color=fill, edgecolor=colour, linewidth=0.7)
                         axis.errorbar(place + offset, value_of(estimate), yerr=[[below], [above]], color=INK, linewidth=0.7)
                 axis.set_xticks(range(len(chosen)), [row["ablated"] for row in chosen], rotation=40, ha="right", fontsize=5.5)
+                axis.axhline(chosen[0]["whole"], color=INK, linewidth=0.8, linestyle="--")
                 axis.set_title(measure)
             line[0].set_ylabel(sae)
-        bars = [Patch(facecolor=GREY, edgecolor=GREY), Patch(facecolor="white", edgecolor=GREY)]
-        figure.legend(
-            handles=bars, labels=["class left out", "random features of equal energy"], loc="outside lower center", ncols=2
-        )
+        marks: list[Artist] = [Patch(facecolor=GREY, edgecolor=GREY), Patch(facecolor="white", edgecolor=GREY)]
+        marks.append(Line2D([], [], color=INK, linewidth=0.8, linestyle="--"))
+        labels = ["class left out", "random features of equal energy left out", "nothing left out"]
+        figure.legend(handles=marks, labels=labels, loc="outside lower center", ncols=3)
     return Chart(figure, [dict(row) for row in rows], "Measures without each class of features.")

@@ -50,7 +50,7 @@ def plot_pareto(rows: Sequence[Mapping[str, Any]]) -> Chart:
                 axis.set_ylabel(f"{MEASURES[measure]}, {side}s")
         for axis in axes[-1]:
             axis.set_xlabel("L0")
-            axis.set_xlim(left=0)
+            axis.set_xlim(0, 1.06 * max(row["l0"] for row in rows))
         handles, labels = axes[0, 0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 5))
         label_panels(list(axes.ravel()))

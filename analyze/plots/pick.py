@@ -58,7 +58,8 @@ def list_ablations(run: RunTables) -> list[dict[str, Any]]:
     """Rows of `plot_ablation` from functional.json; empty without one that holds ablations."""
     rows: list[dict[str, Any]] = []
     for name, tables in run.saes.items():
-        sets = {} if tables.functional is None else tables.functional.get("sets") or {}
+        functional = tables.functional or {}
+        sets, whole = functional.get("sets") or {}, functional.get("baselines", {}).get("reconstructed", {})
         for ablated in [label for label in CLASSES if label in sets]:
             without, control = sets[ablated]["without"], sets[ablated].get("same_energy", {}).get("without", {})
             for measure, title in ABLATED.items():
@@ -66,5 +67,6 @@ def list_ablations(run: RunTables) -> list[dict[str, Any]]:
                     ends = {key: without[measure][key] for key in ("value", "low", "high")}
                     drawn = control.get(measure, {})
                     beside = {f"control_{key}": drawn.get(key) for key in ("value", "low", "high")}
-                    rows.append({"sae": name, "measure": title, "ablated": ablated} | ends | beside)
+                    told = {"sae": name, "measure": title, "ablated": ablated, "whole": whole[measure]["value"]}
+                    rows.append(told | ends | beside)
     return rows

@@ -8,10 +8,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow.parquet as pq
 
+from thresher.analyze.statistics.features import FeatureSums
+from thresher.analyze.statistics.file import SUMS, load_sums
 from thresher.errors import AnalysisError
 
 Columns = Mapping[str, np.ndarray]
 """A table by columns; null is NaN in numbers and None in strings."""
+
+
+Sums = Mapping[str, FeatureSums]
+"""What each feature adds up to on images and on texts."""
 
 
 class SaeTables(NamedTuple):
@@ -25,6 +31,8 @@ class SaeTables(NamedTuple):
     curves: Columns | None
     categories: Columns | None
     functional: Mapping[str, Any] | None
+    sums: Sums | None
+    """The sums over items, of this very store, dictionary and split; None where the analysis is of another version."""
 
 
 class RunTables(NamedTuple):
@@ -40,7 +48,7 @@ def read_run(folder: Path) -> RunTables:
     metrics = read_json(folder / "metrics.json")
     if metrics is None:
         raise AnalysisError(f"{folder}: no analysis: metrics.json is missing; run `thresher analyze` into it first")
-    saes = {name: _read_sae(folder / name) for name in metrics["order"]}
+    saes = {name: _read_sae(folder / name, _find_origin(metrics, name)) for name in metrics["order"]}
     return RunTables(metrics, read_json(folder / "space.json"), saes)
 
 
@@ -68,7 +76,13 @@ def read_columns(path: Path) -> Columns | None:
     return {name: np.asarray(table.column(name).to_numpy()) for name in table.column_names}
 
 
-def _read_sae(folder: Path) -> SaeTables:
+def _find_origin(metrics: Mapping[str, Any], name: str) -> dict[str, Any] | None:
+    """What the sums of a dictionary have to be made from; None in an analysis that does not say which model it is."""
+    digest = metrics["saes"][name].get("digest")
+    return None if digest is None else {"store": metrics["store"]["fingerprint"], "sae": digest} | metrics["held_out"]
+
+
+def _read_sae(folder: Path, origin: Mapping[str, Any] | None) -> SaeTables:
     return SaeTables(
         features=read_columns(folder / "features.parquet"),
         edges=read_columns(folder / "edges.parquet"),
@@ -78,4 +92,5 @@ def _read_sae(folder: Path) -> SaeTables:
         curves=read_columns(folder / "curves.parquet"),
         categories=read_columns(folder / "categories.parquet"),
         functional=read_json(folder / "functional.json"),
+        sums=load_sums(folder, origin)[0] if origin is not None and (folder / SUMS).is_file() else None,
     )

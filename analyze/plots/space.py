@@ -17,7 +17,7 @@ def plot_layers(space: Mapping[str, Any]) -> Chart:
     colours = [IMAGE_COLOUR if one["modality"] == "image" else TEXT_COLOUR for one in space["layers"]]
     with mpl.rc_context(PRINT):
         figure = make_figure(PAGE, 2.6)
-        axes = figure.subplots(1, len(MAPS), sharey=True)
+        axes, image = figure.subplots(1, len(MAPS), sharey=True), None
         for axis, (measure, title) in zip(axes, MAPS.items(), strict=True):
             grid = np.full((len(names), len(names)), np.nan)
             for one in space["similarity"]:
@@ -42,7 +42,8 @@ def plot_layers(space: Mapping[str, Any]) -> Chart:
                 label.set_color(colour)
             axis.tick_params(length=0)
             axis.set_title(title)
-            figure.colorbar(image, ax=axis, shrink=0.7, aspect=18)
+        if image is not None:
+            figure.colorbar(image, ax=list(axes), shrink=0.7, aspect=18)
         for label, colour in zip(axes[0].get_yticklabels(), colours, strict=True):
             label.set_color(colour)
     rows = [

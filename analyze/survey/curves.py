@@ -14,6 +14,7 @@ from thresher.analyze.metrics.energy import cumulate_energy
 from thresher.analyze.metrics.progressive import trace_recovery
 from thresher.analyze.metrics.pursuit import Pursuit, trace_code_rank
 from thresher.analyze.metrics.sharing import measure_sharing
+from thresher.analyze.metrics.similarity import measure_cknna
 from thresher.analyze.metrics.stability import Matching, trace_stability
 from thresher.analyze.survey.dictionary import choose_atoms
 from thresher.analyze.survey.sample import Sample, list_prefixes
@@ -22,6 +23,8 @@ TOP = 5
 """Strongest features that items share or not."""
 MOST_ITEMS = 2000
 RANDOM_ROWS = 200
+MOST_COMPARED, NEIGHBOURS = 300, 10
+"""Rows whose neighbours are looked for, and how many; CKNNA depends on both."""
 
 
 class Point(NamedTuple):
@@ -67,6 +70,12 @@ def trace_sample(name: str, sample: Sample) -> Iterator[Point]:
     for curve in ("fvu", "cosine", "dead"):
         for k, y in zip(prefixes, getattr(recovered, curve), strict=True):
             yield make_point(f"recovery_{curve}", name, k, y, len(sample.x))
+    if len(sample.x) > NEIGHBOURS + 1:
+        chosen = np.linspace(0, len(sample.x) - 1, min(len(sample.x), MOST_COMPARED)).astype(np.int64)
+        for k in prefixes:
+            kept = np.zeros((len(chosen), len(sample.dictionary)))
+            np.add.at(kept, (np.arange(len(chosen))[:, None], sample.indices[chosen, :k]), sample.values[chosen, :k])
+            yield make_point("recovery_cknna", name, k, measure_cknna(sample.x[chosen], kept, NEIGHBOURS), len(chosen))
     rank = trace_code_rank(sample.indices, sample.values, len(sample.dictionary), prefixes)
     for k, y in zip(prefixes, rank, strict=True):
         yield make_point("code_rank", name, k, y, len(sample.x))

@@ -9,6 +9,7 @@ from scipy.sparse import csr_array, vstack
 
 from thresher.analyze.battery.finite import control_histogram
 from thresher.analyze.battery.judge import Judged
+from thresher.analyze.measure import Measured
 from thresher.analyze.metrics.angle import find_modality_subspace, share_in_subspace
 from thresher.analyze.metrics.code_structure import measure_code_rank, measure_connectivity, measure_negative_interference
 from thresher.analyze.metrics.dictionary import (
@@ -20,7 +21,7 @@ from thresher.analyze.metrics.dictionary import (
 )
 from thresher.analyze.metrics.needs import normalize_rows
 from thresher.analyze.metrics.pursuit import Pursuit
-from thresher.analyze.metrics.sparsity import measure_rows
+from thresher.analyze.metrics.sparsity import measure_density, measure_rows
 from thresher.analyze.results import plain
 from thresher.analyze.survey.sample import Sample, to_numpy
 from thresher.train.checkpoint import TrainedSAE
@@ -33,7 +34,12 @@ SUBSPACE = 4
 
 
 def survey_dictionary(
-    trained: TrainedSAE, samples: Mapping[str, Sample], judged: Judged | None, pursuits: Mapping[str, Pursuit], seed: int
+    trained: TrainedSAE,
+    samples: Mapping[str, Sample],
+    measured: Mapping[str, Measured],
+    judged: Judged | None,
+    pursuits: Mapping[str, Pursuit],
+    seed: int,
 ) -> dict[str, Any]:
     """Plain values; what needs both modalities is null without them."""
     atoms = normalize_rows(to_numpy(trained.sae.dictionary))
@@ -57,6 +63,7 @@ def survey_dictionary(
             "connectivity": measure_connectivity(codes),
             "negative_interference": measure_negative_interference(codes, atoms),
             "rows": {name: _describe_rows(sample.codes) for name, sample in samples.items()},
+            "density": {name: _describe_density(one) for name, one in measured.items()},
             "modality_subspace": _describe_subspace(atoms, samples),
             "histogram_all": None if judged is None else _control(judged, seed),
             "pursuit": {name: {"largest_rise": one.rise} for name, one in pursuits.items()} or None,
@@ -82,6 +89,13 @@ def _describe_rows(codes: csr_array) -> dict[str, float]:
     """Means over rows with a code."""
     found = measure_rows(codes)
     return {name: float(np.nanmean(column)) for name, column in found._asdict().items() if np.isfinite(column).any()}
+
+
+def _describe_density(measured: Measured) -> dict[str, float]:
+    """Shares of all features that fire on more than 1 % and more than 10 % of the rows."""
+    activity = measured.activity
+    found = measure_density(activity.fires[0], activity.firing_records, float(activity.rows[0]))
+    return {"above_1_percent": found.above_1_percent, "above_10_percent": found.above_10_percent}
 
 
 def _describe_subspace(atoms: Float[np.ndarray, "d_sae d_in"], samples: Mapping[str, Sample]) -> dict[str, Any] | None:

@@ -11,3 +11,7 @@ class Surveyed(NamedTuple):
     """dictionary.json, plain values."""
     tables: Mapping[str, Mapping[str, list[Any]]]
     """Columns by file name."""
+    features: Mapping[str, Any]
+    """Further columns of features.parquet; none where the battery has judged nothing."""
+    edges: Mapping[str, Any]
+    """Further columns of edges.parquet."""

@@ -13,6 +13,7 @@ from thresher.analyze.metrics.similarity import (
     measure_cka,
     measure_cka_unbiased,
     measure_cknna,
+    measure_svcca,
     sum_cross,
 )
 from thresher.analyze.metrics.space import measure_cone, measure_space_gap, measure_spectrum, sweep_shift
@@ -20,11 +21,14 @@ from thresher.analyze.panels import Panel
 from thresher.analyze.results import plain
 from thresher.analyze.survey.sample import read_items
 from thresher.data.store import Store
+from thresher.errors import AnalysisError
 
 MOST_ITEMS = 500
 """Records that spaces are compared on; CKNNA and neighbours depend on how many there are."""
 LEAST_ITEMS = 12
 NEIGHBOURS = 10
+DIRECTIONS = 10
+"""Leading directions that SVCCA compares."""
 LAYERS = 8
 """Hook points of a modality, evenly spaced in the order of the store, the analyzed one always among them."""
 SHIFTS = np.linspace(-0.5, 1.5, 21)
@@ -104,8 +108,17 @@ def _compare(x: Mapping[str, Float[np.ndarray, "item _"]]) -> Sequence[dict[str,
                 "cka": measure_cka(sum_cross(a, b)),
                 "cka_unbiased": measure_cka_unbiased(a, b),
                 "cknna": measure_cknna(a, b, NEIGHBOURS),
+                "svcca": _compare_directions(a, b),
                 "mutual_neighbours": shared.overlap,
                 "mutual_neighbours_by_chance": shared.chance,
             }
         )
     return found
+
+
+def _compare_directions(a: Float[np.ndarray, "item _"], b: Float[np.ndarray, "item _"]) -> float:
+    """SVCCA; NaN where a space varies in fewer directions than are compared."""
+    try:
+        return measure_svcca(a, b, min(DIRECTIONS, len(a) - 1))
+    except AnalysisError:
+        return float("nan")

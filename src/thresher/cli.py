@@ -3,11 +3,11 @@
 import importlib
 import textwrap
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import typer
 from rich.console import Console
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 from thresher import __version__, cli_sae, cli_store
 from thresher.cli_common import guard, print_table
@@ -134,22 +134,37 @@ def compare(
     typer.echo(f"comparison: {out}")
 
 
+@_analyze_app.command()
+@guard
+def figures(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder that `thresher analyze` has written.")],
+    out: Annotated[Path | None, typer.Option(help="Another folder for them; by default they are replaced.")] = None,
+    which: Annotated[Literal["all", "few"], typer.Option(help="All, or those about sharedness.")] = "all",
+) -> None:
+    """Draw the numbered figures of a finished analysis again, from its files alone."""
+    from thresher.analyze.plots.redraw import redraw
+
+    written = redraw(run, out, which)
+    typer.echo(f"figures: {len(written)} files in {written[0].parent}")
+
+
 class _AnalyzeCommand(_with_fields("thresher.analyze.run:AnalyzeConfig")):
-    """`analyze CONFIG.yaml`, and `analyze compare RUN...`, which is a command of its own."""
+    """`analyze CONFIG.yaml`, and `analyze compare RUN...` and `analyze figures RUN`, which are commands of their own."""
 
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
-        if args and args[0] == "compare":
-            command = typer.main.get_command(_analyze_app)
-            return command.make_context(f"{info_name} compare", args[1:], parent, **extra)
+        further = cast(TyperGroup, typer.main.get_command(_analyze_app)).commands
+        if args and args[0] in further:
+            return further[args[0]].make_context(f"{info_name} {args[0]}", args[1:], parent, **extra)
         return super().make_context(info_name, args, parent, **extra)
 
 
 @app.command(cls=_AnalyzeCommand)
 @guard
 def analyze(config: ConfigFile, overrides: Overrides = None) -> None:
-    """Measure what sparse autoencoders found: tables, figures and a report. `thresher analyze compare RUN_A RUN_B` compares.
+    """Measure what sparse autoencoders found: tables, figures and a report. `thresher analyze compare RUN_A RUN_B` compares,
+    `thresher analyze figures RUN` draws again.
 
-    A configuration called compare is given as ./compare.
+    A configuration called compare or figures is given with its folder: ./compare.
     """
     from thresher.analyze.run import AnalyzeConfig, run
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -169,3 +170,24 @@ def test_analyze_takes_a_configuration_as_before(tmp_path: Path) -> None:
 def test_runs_are_named_by_what_tells_their_paths_apart() -> None:
     assert name_folders([Path("/x/a/report"), Path("/x/b/report")]) == ["a", "b"]
     assert name_folders([Path("/x/a"), Path("/x/b/a")]) == ["x", "b"]
+
+
+def test_features_of_seeds_stand_beside_those_of_other_trainings_in_the_columns_of_the_documentation(
+    runs: list[Path], scenes_report: Path, tmp_path: Path
+) -> None:
+    compare([*runs, scenes_report.parent], tmp_path / "out")
+    lines = read_csv(tmp_path / "out" / "sharedness.csv")
+    # Only the two seeds have a seed to be compared with.
+    assert {row["dictionary"].rpartition("/")[2] for row in lines} == {"mp"}
+    assert len(lines) == 2 * 2 * 64
+    for row in lines:
+        like, unlike, comparative = (float(row[name]) for name in ("like", "unlike", "comparative"))
+        assert comparative == pytest.approx(like**2 - unlike**2)
+    text = (Path(__file__).resolve().parents[2] / "docs" / "measures.md").read_text(encoding="utf-8")
+    for file in ("dictionaries.csv", "sharedness.csv"):
+        named = set(re.findall(r"`([a-z_0-9]+)`", "".join(re.findall(rf"`{file}`: ([^;|]+)", text))))
+        assert named <= set(read_csv(tmp_path / "out" / file)[0]), file
+    rows = read_csv(tmp_path / "out" / "dictionaries.csv")
+    seeds = next(row for row in rows if row["first"].endswith("first-report/mp") or row["first"].endswith("first/mp"))
+    assert float(seeds["matched_correlation_image"]) > 0
+    assert float(seeds["overlap"]) >= float(seeds["overlap_by_chance"])

@@ -8,7 +8,7 @@ from scipy.sparse import csr_array
 from scipy.stats import entropy
 
 from thresher.analyze.metrics.activity import find_dead, sum_activity
-from thresher.analyze.metrics.energy import cumulate_energy, effective_sample_size, measure_energies, share_of_top
+from thresher.analyze.metrics.energy import cumulate_energy, effective_sample_size, measure_energies
 from thresher.analyze.metrics.sparsity import measure_density, measure_features, measure_rows
 from thresher.errors import AnalysisError
 
@@ -94,8 +94,6 @@ def test_equal_firings_are_worth_their_number_and_one_giant_is_worth_one() -> No
 
 def test_the_cumulative_energy_ends_at_one_and_does_not_depend_on_the_order() -> None:
     np.testing.assert_allclose(cumulate_energy(np.array([1.0, 5, 4])), [0.5, 0.9, 1])
-    assert share_of_top(np.array([1.0, 5, 4]), 2) == pytest.approx(0.9)
-    assert share_of_top(np.array([1.0, 5, 4]), 512) == 1
     assert np.isnan(cumulate_energy(np.zeros(3))).all()
 
 

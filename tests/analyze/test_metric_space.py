@@ -11,9 +11,8 @@ from scipy.sparse import csr_array
 from scipy.stats import ortho_group
 from sklearn.cross_decomposition import CCA
 
-from thresher.analyze.metrics.fidelity import rank_partners, recall_at
+from thresher.analyze.metrics.fidelity import rank_partners
 from thresher.analyze.metrics.similarity import (
-    add_cross,
     compare_neighbours,
     measure_cka,
     measure_cka_unbiased,
@@ -102,15 +101,14 @@ def test_effective_rank_counts_equal_directions() -> None:
 
 
 @laws
-@given(seeds, st.integers(1, 39))
-def test_cka_of_features_equals_cka_of_kernels_whatever_the_chunks_and_storage(seed: int, cut: int) -> None:
+@given(seeds)
+def test_cka_of_features_equals_cka_of_kernels_however_stored(seed: int) -> None:
     x, y = draw(seed) * (draw(seed + 1) > 1), draw(seed + 2, width=4) + draw(seed)[:, :4]
     centring = np.eye(40) - 1 / 40
     k, kernel = centring @ x @ x.T @ centring, centring @ y @ y.T @ centring
     expected = (k * kernel).sum() / np.linalg.norm(k) / np.linalg.norm(kernel)
     assert measure_cka(sum_cross(x, y)) == pytest.approx(expected, rel=1e-10)
-    chunks = add_cross(sum_cross(csr_array(x[:cut]), y[:cut]), sum_cross(csr_array(x[cut:]), y[cut:]))
-    assert measure_cka(chunks) == pytest.approx(expected, rel=1e-10)
+    assert measure_cka(sum_cross(csr_array(x), y)) == pytest.approx(expected, rel=1e-10)
 
 
 @laws
@@ -160,7 +158,7 @@ def test_a_real_clip_aligns_pairs_across_its_gap_and_a_random_one_does_not() -> 
         own = np.arange(len(image))
         assert measure_space_gap(image, text).separability > 0.99
         assert measure_space_gap(image, text).norm == pytest.approx(0.85 if is_trained else 1.14, abs=0.01)
-        assert (recall_at(rank_partners(image, text, own, own), 1) > 0.5) == is_trained
+        assert ((rank_partners(image, text, own, own) == 1).mean() > 0.5) == is_trained
         assert (measure_cknna(image, text, 10) > 0.2) == is_trained
         assert (compare_neighbours(image, text, 10).overlap > 0.2) == is_trained
 

@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 from scipy.sparse import csr_array
 
 from thresher.analyze.metrics.stability import (
-    compare_runs,
     correlate_matched,
     draw_null,
     match_dictionaries,
@@ -15,7 +14,7 @@ from thresher.analyze.metrics.stability import (
     measure_mmcs,
     trace_stability,
 )
-from thresher.analyze.metrics.universality import compare_norms, count_matches, cross_reconstruct, scale_latents
+from thresher.analyze.metrics.universality import count_matches, cross_reconstruct, scale_latents
 from thresher.errors import AnalysisError
 
 laws = settings(deadline=None, max_examples=10, derandomize=True)
@@ -81,15 +80,6 @@ def test_functional_stability_is_the_correlation_of_matched_columns(seed: int) -
         correlate_matched(csr_array(a), csr_array(b[:29]), matched)
 
 
-def test_runs_are_compared_pair_by_pair() -> None:
-    generator = np.random.default_rng(0)
-    one, other = generator.normal(size=(2, 8, 4))
-    found = compare_runs([one, one[::-1], other])
-    assert found[0, 1] == pytest.approx(1)
-    assert found[0, 2] == pytest.approx(match_dictionaries(one, other).stability)
-    np.testing.assert_array_equal(found, found.T)
-
-
 def test_shared_codes_reconstruct_both_spaces_and_unrelated_ones_do_not() -> None:
     generator = np.random.default_rng(0)
     z, other = np.abs(generator.normal(size=(2, 60, 6)))
@@ -105,11 +95,6 @@ def test_overlap_with_the_same_dictionary_is_whole_and_with_random_atoms_is_not(
     share, chance = count_matches(dictionary, dictionary[::-1], 0)
     assert (share, chance) == (1, pytest.approx(0.1, abs=0.35))
     assert chance < 0.5
-
-
-def test_norms_tell_exclusive_features_from_shared_ones() -> None:
-    found = compare_norms(np.array([1.0, 2, 0, 0]), np.array([1.0, 0, 3, 0]))
-    np.testing.assert_array_equal(found, [0.5, 0, 1, np.nan])
 
 
 def test_latent_scaling_is_the_least_squares_factor_per_feature() -> None:

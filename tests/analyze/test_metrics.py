@@ -18,7 +18,7 @@ from thresher.analyze.metrics.association import (
     f1,
     phi,
 )
-from thresher.analyze.metrics.codes import count_active, decode, to_matrix
+from thresher.analyze.metrics.codes import count_active, to_matrix
 from thresher.analyze.metrics.estimate import estimate
 from thresher.analyze.metrics.gap import decompose_gap
 from thresher.analyze.metrics.grouping import max_rows
@@ -68,13 +68,6 @@ def test_making_a_matrix_leaves_the_codes_in_their_order_of_selection() -> None:
 def test_picks_that_cancel_are_not_active() -> None:
     matrix = to_matrix(Codes(torch.tensor([[1, 1]]), torch.tensor([[2.0, -2.0]])), 3)
     assert count_active(matrix).tolist() == [0]
-
-
-def test_decoding_the_matrix_equals_summing_scaled_atoms() -> None:
-    codes = Codes(torch.tensor([[2, 0, 2]]), torch.tensor([[1.0, -1.0, 0.5]]))
-    dictionary = torch.randn(3, 4, dtype=torch.float64)
-    expected = 1.5 * dictionary[2] - dictionary[0]
-    torch.testing.assert_close(decode(to_matrix(codes, 3), dictionary)[0], expected, rtol=0, atol=1e-15)
 
 
 @laws

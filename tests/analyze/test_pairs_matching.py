@@ -8,14 +8,13 @@ from scipy.sparse import csr_array
 from scipy.stats import rankdata
 
 from thresher.analyze.metrics.align import fit_cca, fit_procrustes, fit_sinkhorn, judge_maps, judge_rows
+from thresher.analyze.metrics.labels import count_labels, label_jaccard
 from thresher.analyze.metrics.matching import comparative_sharedness, group_partners, match_one_to_one, weighted_coverage
 from thresher.analyze.metrics.modality import average_discrimination, tell_modality
 from thresher.analyze.metrics.overlap import (
     cofire_proportion,
     compare_codes,
-    count_labels,
     firing_entropy,
-    label_jaccard,
     measure_overlap,
 )
 from thresher.analyze.metrics.pairs import classify_dominance, correlate_rows, score_dominance, sum_dominance
