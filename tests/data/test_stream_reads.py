@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from thresher.data import reads
+from thresher.data import gather, reads
 from thresher.data.gather import Gatherer, allocate_rows
 from thresher.data.reads import choose_reads, find_cache_room
 from thresher.data.store import Batch, HookPointInfo, HookPointSpec, Item, Rows, StoreWriter, open_store
@@ -188,12 +188,15 @@ def test_what_is_read_past_the_cache_does_not_fill_it(store, past_cache) -> None
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 @pytest.mark.parametrize(("width", "n"), [(1, 1), (33, 0), (33, 7), (130, 5001), (40_000, 30)])
-def test_gathered_rows_are_those_asked_for_in_float32(dtype, width, n) -> None:
+@pytest.mark.parametrize("compiled_from", [0, 1 << 40], ids=["compiled", "by blocks"])
+def test_gathered_rows_are_those_asked_for_in_float32(dtype, width, n, compiled_from, monkeypatch) -> None:
+    monkeypatch.setattr(gather, "COMPILED_ELEMENTS", compiled_from)
     rows = allocate_rows((97, width), dtype, CPU)
     rows.copy_(torch.randn(97, width))
+    rows[0], rows[1], rows[2] = -0.0, torch.inf, torch.nan
     places = np.random.default_rng(0).integers(0, 97, n)
     out = torch.empty((n, width))
     gatherer = Gatherer(rows)
     gatherer.gather(places, out)
     gatherer.close()
-    assert torch.equal(out, rows[torch.from_numpy(places)].float())
+    assert torch.equal(out.view(torch.int32), rows[torch.from_numpy(places)].float().view(torch.int32))
