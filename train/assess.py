@@ -99,6 +99,11 @@ def measure_held_out(trained: TrainedSAE, store: Store | Mixture, hook_point: st
     view = align(store, names, config.sae)
     if isinstance(view, AlignedStore):
         names = (view.joint,)
+        if isinstance(trained.sae, AlignedSAE) and view.widths != trained.sae.widths:
+            raise CheckpointError(
+                f"{view.joint}: the store has rows of widths {list(view.widths)}, the {config.sae.kind} was fitted to "
+                f"{list(trained.sae.widths)}; name the store of its training, or train one for this store"
+            )
     for name in names:
         if name not in view.hook_points:
             raise StoreError(

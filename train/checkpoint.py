@@ -199,7 +199,9 @@ def load_sae(folder: str | Path, device: str | torch.device = "cpu") -> TrainedS
     except FileNotFoundError as error:
         raise CheckpointError(f"{folder}: {MODEL} is missing; run the training again") from error
     except (SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{folder}: cannot be loaded ({error}); run the training again") from error
+        raise CheckpointError(
+            f"{folder}: cannot be loaded ({error}); run the training again, or use the thresher that wrote it"
+        ) from error
 
 
 def read_description(folder: Path) -> dict[str, Any]:

@@ -136,6 +136,9 @@ def refuse_other_run(config: TrainConfig, store: Readable) -> None:
     before, now = _flatten(_read_settings(path)), _flatten(to_dict(config))
     names = sorted(name for name in before.keys() | now.keys() if not _is_free(name.partition(".")[0], config))
     differing = [name for name in names if before.get(name) != now.get(name)]
+    if "sae.kind" in differing:
+        # Other architectures have other fields: that is all one difference.
+        differing = [name for name in differing if name == "sae.kind" or not name.startswith("sae.")]
     if differing:
         found = "; ".join(f"{name} is {before.get(name)!r} there, {now.get(name)!r} here" for name in differing)
         raise CheckpointError(f"{config.out}: holds another run: {found}; choose another `out`, or delete the folder")

@@ -13,7 +13,7 @@ from thresher.config import config
 from thresher.data.mixing import Balance, weigh
 from thresher.data.readable import Readable
 from thresher.errors import ConfigError, StoreError
-from thresher.train.split import read_side
+from thresher.train.split import name_nonfinite, read_side
 
 
 @config
@@ -151,6 +151,7 @@ def _measure(store: Readable, hook_point: str, settings: NormalizeConfig, holdou
         raise StoreError(f"{store.path}: {hook_point}: no training rows with holdout={holdout}; harvest more, hold out fewer")
     if not math.isfinite(square):
         raise StoreError(
-            f"{store.path}: {hook_point}: activations that are not finite; harvest again with on_nonfinite: drop, or in float32"
+            f"{store.path}: {hook_point}: activations that are not finite: {name_nonfinite(store, hook_point)}; harvest again "
+            "with on_nonfinite: drop, or in float32"
         )
     return _Moments(n_rows, total / n_rows, square / n_rows)

@@ -35,3 +35,18 @@ def read_side(
         wanted = np.flatnonzero(mask[store.read_items_of(hook_point, start, stop)])
         if len(wanted):
             yield store.read(hook_point, start, stop)[torch.from_numpy(wanted)].float()
+
+
+def name_nonfinite(store: Readable, hook_point: str) -> str:
+    """The first row that is not finite and its item, and how many there are; reads all rows."""
+    first, n_bad = -1, 0
+    for start in range(0, store.rows(hook_point), READ_ROWS):
+        rows = store.read(hook_point, start, min(start + READ_ROWS, store.rows(hook_point)))
+        bad = (~rows.isfinite().all(1)).nonzero()[:, 0]
+        first = start + int(bad[0]) if first < 0 and len(bad) else first
+        n_bad += len(bad)
+    if first < 0:
+        return "no single row"
+    item = int(store.read_items_of(hook_point, first, first + 1)[0])
+    key = store.items(store.hook_points[hook_point].modality, ["key"])["key"][item].as_py()
+    return f"row {first} (item {key!r})" + (f" and {n_bad - 1} more" if n_bad > 1 else "")

@@ -75,7 +75,7 @@ def test_the_two_sides_are_all_rows_in_order(make_store) -> None:
 
 def test_rows_that_are_not_finite_or_do_not_differ_are_refused(make_store) -> None:
     nan = open_store(make_store(name="nan", nan_row=3))
-    with pytest.raises(StoreError, match=r"vision\.embed: activations that are not finite"):
+    with pytest.raises(StoreError, match=r"vision\.embed: activations that are not finite: row \d+ \(item '\d+'\)"):
         measure(nan, NAMES, NormalizeConfig(), holdout=0.0, seed=0, balance="equal")
 
 

@@ -105,3 +105,7 @@ def test_evaluation_writes_the_table_beside_the_assessment(make_store, tmp_path:
     done = CliRunner().invoke(app, ["sae", "evaluate", str(tmp_path / "moved"), "--out", str(tmp_path / "new" / "a.json")])
     assert done.exit_code == 0, done.output
     assert (tmp_path / "new" / "features.csv").read_bytes() == (config.out / "features.csv").read_bytes()
+    other = make_store(60, name="other")
+    done = CliRunner().invoke(app, ["sae", "evaluate", str(config.out), "--store", str(other), "--device", "cpu"])
+    assert done.exit_code == 2
+    assert "widths [16, 16], the batch_topk_crosscoder was fitted to [16, 10]" in " ".join(done.output.split())
