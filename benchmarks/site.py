@@ -20,9 +20,13 @@ from thresher.analyze.config import Site
 from thresher.analyze.site.build import build
 from thresher.analyze.site.dashboards import Crossed, Dictionary
 from thresher.analyze.site.items import Catalogue
+from thresher.analyze.site.places import Places
+from thresher.analyze.site.traces import Traces, Wanted
 
 VIEWS = ("#/overview", "#/features/large", "#/feature/large/1", "#/bridge/large", "#/map/large", "#/pairs/large", "#/compare")
 K = 32
+N_ROWS = {"image": 257, "text": 40}
+N_TOKENS = 30_000
 
 
 def main() -> None:
@@ -32,8 +36,11 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=20_000)
     parser.add_argument("--thumbnail", type=int, default=128)
     parser.add_argument("--seconds", type=int, default=60, help="patience with a page")
+    parser.add_argument("--rows", action="store_true", help="items of 257 patches and 40 tokens")
     asked = parser.parse_args()
     dictionary, catalogues = make_large(asked.d_sae, asked.images), make_items(asked.images, asked.thumbnail)
+    if asked.rows:
+        dictionary, catalogues = dictionary._replace(tracer=draw_traces), add_places(catalogues)
     with tempfile.TemporaryDirectory() as folder:
         wall, cpu = time.perf_counter(), time.process_time()
         index = build(Path(folder) / "site", Site(), make_facts(["large"]), [dictionary], catalogues)
@@ -96,6 +103,30 @@ def make_items(n_images: int, side: int) -> dict[str, Catalogue]:
     captions = [f"a caption of about sixty letters, as people write them, {index}" for index in range(2 * n_images)]
     texts = pa.table({"key": [str(index) for index in range(2 * n_images)], "text": captions})
     return {"image": Catalogue(images, np.arange(n_images)), "text": Catalogue(texts, np.arange(2 * n_images))}
+
+
+def draw_traces(modality: str, wanted: Wanted) -> Traces:
+    """About six active rows in every item."""
+    generator = np.random.default_rng(0)
+    lengths = generator.integers(1, 12, len(wanted.item))
+    starts = np.concatenate([[0], np.cumsum(lengths)])
+    place = generator.integers(0, N_ROWS[modality] // 12, starts[-1]) + 1
+    first = np.repeat(np.concatenate([[0], np.cumsum(place)])[starts[:-1]], lengths)
+    return Traces(starts, np.cumsum(place) - first - 1, generator.gamma(2.0, size=starts[-1]))
+
+
+def add_places(catalogues: dict[str, Catalogue]) -> dict[str, Catalogue]:
+    """A class token and 16 x 16 patches per image, 40 tokens per text."""
+    cells = np.array([[-1, -1], *([row, column] for row in range(16) for column in range(16))], np.int16)
+    made: dict[str, Catalogue] = {}
+    for name, one in catalogues.items():
+        n, n_rows = len(one.items), N_ROWS[name]
+        is_text = name == "text"
+        ids = np.random.default_rng(0).integers(0, N_TOKENS, n * n_rows) if is_text else None
+        patch = None if is_text else np.tile(cells, (n, 1))
+        pieces = {token: f" token{token}" for token in range(N_TOKENS)}
+        made[name] = one._replace(places=Places(np.arange(n + 1) * n_rows, ids, patch, pieces))
+    return made
 
 
 def visit(index: Path, seconds: int) -> None:

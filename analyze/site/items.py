@@ -33,10 +33,11 @@ class Catalogue(NamedTuple):
     """Where their rows are, where items have many."""
 
     def same(self) -> Int[np.ndarray, " item"]:
-        """One number per different text; images are all different."""
+        """One number per different text; images are all different, and so are items whose text is not stored."""
         if "text" not in self.table.column_names:
             return np.arange(len(self.items))
-        return number_texts([str(text) for text in self.table["text"].take(pa.array(self.items)).to_pylist()])
+        found = self.table.select(["key", "text"]).take(pa.array(self.items)).to_pylist()
+        return number_texts([str(one["text"] or ("", one["key"])) for one in found])
 
 
 class Book:

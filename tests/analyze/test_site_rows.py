@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,7 +16,7 @@ from thresher.analyze.config import Site
 from thresher.analyze.site.build import choose, name_by_tokens
 from thresher.analyze.site.choose import choose_items
 from thresher.analyze.site.dashboards import Dictionary
-from thresher.analyze.site.items import measure_items
+from thresher.analyze.site.items import Catalogue, measure_items
 from thresher.analyze.site.places import Places, find_frame
 from thresher.analyze.site.tokens import decode_tokens
 from thresher.analyze.site.traces import STEPS, Chunk, Wanted, pack, pack_traces, trace
@@ -159,3 +160,8 @@ def test_every_shown_item_says_what_its_rows_are(one: Dictionary, tmp_path: Path
         n_items = re.search(rf'"n_items":{{[^}}]*"{kind}":(\d+)', run)
         assert n_items is not None
         assert told.count(row) == int(n_items.group(1)) > 0
+
+
+def test_items_whose_text_is_not_stored_are_different() -> None:
+    table = pa.table({"key": ["a", "b", "c", "d"], "text": [None, "", "said", "said"]})
+    assert Catalogue(table, np.arange(4)).same().tolist() == [0, 1, 2, 2]

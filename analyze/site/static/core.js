@@ -100,7 +100,7 @@ const THRESHER = { views: {}, order: { sae: "", ids: [] } };
         if (Array.isArray(column)) return column[row];
         return column.codes[row] < 0 ? null : column.levels[column.codes[row]];
       };
-      const named = ["name_image", "name_text", "name_atom", "concept"].filter(name => name in columns && columns[name].codes.some(code => code >= 0));
+      const named = [...(THRESHER.isSingle ? ["name_atom"] : ["name_image", "name_text"]), "concept"].filter(name => name in columns && columns[name].codes.some(code => code >= 0));
       const names = named.length || !("tokens" in columns) ? named : ["tokens"];
       const label = row => names.map(name => get(name, row)).filter(name => name !== null).filter((name, k, all) => all.indexOf(name) === k).join(" / ");
       const kind = row => get(THRESHER.isSingle ? "status" : "class", row);

@@ -112,7 +112,7 @@
         context.lineWidth = k === hot || node.feature === state.ego ? 2.5 : 1; context.strokeStyle = THRESHER.color(k === hot || node.feature === state.ego ? "--ink" : "--edge"); context.stroke();
         if (!named && k !== hot) return;
         context.fillStyle = THRESHER.color("--ink"); context.textAlign = node.side === 0 ? "right" : "left";
-        context.fillText(`#${node.feature} ${table.label(node.feature)}`.slice(0, 24), x + (node.side === 0 ? -r - 4 : r + 4), y);
+        context.fillText(`#${node.feature} ${table.label(node.feature)}`.slice(0, node.side < 0 ? 24 : Math.max(8, Math.floor(width * 0.026))), x + (node.side === 0 ? -r - 4 : r + 4), y);
       });
       context.fillStyle = THRESHER.color("--soft"); context.textAlign = "center";
       if (!graph.nodes.length) context.fillText("No edge passes these filters.", width / 2, height / 2);

@@ -7,12 +7,12 @@
   // key | title | width | digits, or what it is | what it means
   const COLUMNS = `
     feature | feature | 72 | id | index in the dictionary
-    class | class | 172 | kind | what the gates say
+    class | class | 186 | kind | what the gates say
     status | status | 84 | kind | dense: fires on many rows; rare: on few records, or its energy rests on few items
     mu_energy | score | 132 | score | modality score: 0 text, 1 image; bar: 95 % interval
     name_image | name by images | 150 | text | nearest word to what it is about on images
     name_text | name by texts | 150 | text | nearest word to what it is about on texts
-    name_atom | name | 150 | text | nearest word to its atom
+    name_atom | name by atom | 150 | text | nearest word to its atom
     tokens | strongest tokens | 190 | text | commonest tokens on which it is strongest in its strongest texts
     concept | concept | 150 | text | ground truth: the concept it tracks best
     n_record_image | images | 72 | 0 | records with an image it fires on
@@ -84,7 +84,7 @@
   const cell = (table, row, { key, what }) => {
     const value = table.get(key, row);
     if (value === null) return "-";
-    if (what === "score") return [THRESHER.muBar(value, table.get("mu_energy_low", row), table.get("mu_energy_high", row)), h("span", { class: "mu-value" }, show(value, 2))];
+    if (what === "score") return [THRESHER.muBar(value, table.get("mu_energy_low", row), table.get("mu_energy_high", row)), h("span", { class: "mu-value" }, value.toFixed(2))];
     if (what === "kind") return THRESHER.chip(value);
     if (what === "id") return value < 0 ? "-" : "#" + value;
     return what === "text" ? value : show(value, Number(what));
