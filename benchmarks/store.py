@@ -17,11 +17,12 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
+from unittest import mock
 
 import numpy as np
 import torch
 
-from thresher.data.store import Batch, HookPointSpec, Item, Rows, Store, StoreWriter, open_store, verify_store
+from thresher.data.store import Batch, HookPointSpec, Item, Rows, Store, StoreWriter, moments, open_store, verify_store
 from thresher.data.store.schema import TORCH_DTYPE
 from thresher.data.stream import ActivationStream
 
@@ -46,14 +47,14 @@ def measure(work: Callable[[], object]) -> Cost:
 
 
 def make_batches(n: int, width: int, hook_points: list[HookPointSpec]) -> Iterator[Batch]:
-    """Batches of random rows; the same tensors again and again, so that making them costs nothing."""
+    """Batches of random rows, each in memory of its own as those of a harvest are, so that no cache holds them."""
     rows_per_batch = ITEMS * TOKENS
     x = torch.randn(rows_per_batch, width).to(TORCH_DTYPE[hook_points[0].dtype])
     item = torch.arange(ITEMS).repeat_interleave(TOKENS)
     position = torch.arange(TOKENS).repeat(ITEMS).int()
     for index in range(n):
         items = [Item(f"{index}/{i}", index * ITEMS + i, "ok", None, None, ()) for i in range(ITEMS)]
-        rows = Rows(item, position, None, {spec.name: x for spec in hook_points})
+        rows = Rows(item, position, None, {spec.name: x.clone() for spec in hook_points})
         yield Batch(index, {"image": items}, [], {"image.tokens": rows})
 
 
@@ -140,14 +141,21 @@ def run(folder: Path, arguments: argparse.Namespace) -> dict[str, list[Cost]]:
             evict(files)
         costs.setdefault(name, []).append(measure(functools.partial(work, *given)))
 
+    write_store(folder / "warm", batches[:2], hook_points)  # Loops are compiled before they are timed.
     for repeat in range(arguments.repeats):
         path = folder / f"store{repeat}"
         add("write raw + fsync", [], write_raw, folder / "raw", batches)
         (folder / "raw").unlink()
+        with mock.patch.object(moments, "add_rows"):
+            add("write store, without moments", [], write_store, path, batches, hook_points)
+        shutil.rmtree(path)
         add("write store", [], write_store, path, batches, hook_points)
         files, store = sorted(path.glob("acts.zarr/layers/*/activations/c/*/0")), open_store(path)
         chunk = torch.empty((1024, arguments.width), dtype=torch.bfloat16)
         order = np.random.default_rng(repeat).permutation(-(-store.rows("vision.0") // len(chunk)))
+        if arguments.writes_only:
+            shutil.rmtree(path)
+            continue
         add("read raw", files, read_raw, files)
         add("read store, in order", files, read_chunks, store, np.sort(order), chunk)
         add("read store, random chunks", files, read_chunks, store, order, chunk)
@@ -167,6 +175,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=768)
     parser.add_argument("--hooks", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--writes-only", action="store_true", help="leave out reads and streams")
     parser.add_argument("--cold", action="store_true", help="evict the files before every read")
     parser.add_argument("--folder", type=Path, default=None, help="where to write; a temporary folder by default")
     arguments = parser.parse_args()

@@ -1,6 +1,7 @@
 """Writes the rows of one row space: a shard of every array makes a block, a commit record makes it part of the store."""
 
 import itertools
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any
@@ -19,6 +20,9 @@ from thresher.data.store.schema import Rows
 from thresher.data.store.storage import SYNCS, Storage, StoredFile, write_file
 from thresher.data.store.zarr_json import array_document
 from thresher.errors import StoreError
+
+WRITERS = min(4, os.cpu_count() or 1)
+"""Arrays that are written at once: copies into the memory of the system take longer than the disk, where it is fast."""
 
 
 class SpaceWriter:
@@ -45,6 +49,8 @@ class SpaceWriter:
         self.is_final = False
         self._storage = storage
         self._columns = [Column(storage, spec, helpers) for spec in arrays]
+        # Their own threads: those of `helpers` must not wait for each other.
+        self._writers = ThreadPoolExecutor(min(WRITERS, len(arrays)), thread_name_prefix="store-column")
         self._shard_rows = arrays[0].shard_rows
         self._records = dict(blocks.records)
         self._redo = blocks.redo
@@ -79,8 +85,8 @@ class SpaceWriter:
         n_rows = len(rows.item)
         while start < n_rows:
             stop = min(n_rows, start + self._shard_rows - self._filled)
-            for column in self._columns:
-                column.append(values[column.spec.path][start:stop], self._block)
+            parts = [values[column.spec.path][start:stop] for column in self._columns]
+            list(self._writers.map(Column.append, self._columns, parts, itertools.repeat(self._block)))
             self._filled += stop - start
             start = stop
             if self._filled == self._shard_rows:
@@ -94,9 +100,11 @@ class SpaceWriter:
         """Store what is left and say that nothing follows."""
         if not self.is_final:
             self._commit(cursor, final=True)
+        self._writers.shutdown()
 
     def discard(self) -> None:
         """Forget what is not committed."""
+        self._writers.shutdown(cancel_futures=True)
         for column in self._columns:
             column.discard()
 
