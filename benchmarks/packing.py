@@ -82,7 +82,7 @@ def main() -> None:
         }
         config = validate(HarvestConfig, values, "benchmark")
         adapter = open_adapter(config.model, find_device(arguments.device))
-        adapter.check_packing(arguments.length)
+        adapter.check_packing(arguments.length, adapter.resolve(config.hook_points, ["text"]))
         compare(values, adapter, source, arguments.rounds)
 
 

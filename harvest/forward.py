@@ -45,18 +45,26 @@ class Reader:
         self._transfers = Transfers(adapter.device)
         if settings.compile:
             adapter.compile(hook_points)
+        texts = [point for point in hook_points if point.modality == "text"]
+        if settings.text_passes == "packed" and texts:
+            with self._autocast():
+                adapter.check_packing(settings.packed_length, texts)
 
     def read(self, batches: Iterable[Prepared]) -> Generator[Batch, None, None]:
         """Batches of rows in order, as `pump` does it. Raises ModelError on values that are not finite when the policy is
         to stop."""
         return pump(batches, self._launch, self._finish)
 
+    def _autocast(self) -> torch.autocast:
+        autocast = self._settings.autocast
+        mixed = torch.bfloat16 if autocast == "off" else torch_dtype(autocast)
+        return torch.autocast(self._adapter.device.type, mixed, enabled=autocast != "off")
+
     def _launch(self, prepared: Prepared) -> _Launched:
         """Ask the device for all rows of a batch, without waiting for them where it is a GPU."""
         values: dict[str, list[Tensor]] = {point.name: [] for point in self._hook_points}
-        device, autocast = self._adapter.device, self._settings.autocast
-        mixed = torch.bfloat16 if autocast == "off" else torch_dtype(autocast)
-        with torch.inference_mode(), torch.autocast(device.type, mixed, enabled=autocast != "off"):
+        device = self._adapter.device
+        with torch.inference_mode(), self._autocast():
             for chunk in prepared.chunks:
                 points = [point for point in self._hook_points if point.modality == chunk.inputs.modality]
                 sent = self._transfers.send(chunk)

@@ -163,10 +163,8 @@ def _resolve(config: HarvestConfig, source: Source, adapter: Adapter) -> tuple[H
     kinds = {(point.modality, point.level) for point in hook_points}
     if ("image", "tokens") in kinds:
         select_tokens(adapter.prepare_images([Image.new("RGB", (64, 64))]).layout, config.image_rows)
-    if config.text_passes == "packed" and any(modality == "text" for modality, _ in kinds):
-        adapter.check_packing(config.packed_length)
-        if ("text", "items") in kinds:
-            raise ModelError("text_passes=packed: a hook point with a row per text has none for texts that share a sequence")
+    if config.text_passes == "packed" and ("text", "items") in kinds:
+        raise ModelError("text_passes=packed: a hook point with a row per text has none for texts that share a sequence")
     if ("text", "tokens") in kinds:
         if config.text_rows == "image" and not adapter.reads_pairs:
             raise ModelError("text_rows=image: this model reads texts without images; use all, text, content, last or eot")

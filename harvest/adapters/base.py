@@ -163,9 +163,9 @@ class Adapter(Protocol):
         """Texts through the model's own tokenizer, padded on the right; safe to call from several threads."""
         ...
 
-    def check_packing(self, length: int) -> None:
+    def check_packing(self, length: int, hook_points: Sequence[HookPoint]) -> None:
         """Raises ModelError unless texts that are packed into sequences of `length` get the activations that they get alone,
-        to rounding."""
+        to rounding, as the model is now: compiled, spread, under the surrounding autocast."""
         ...
 
     def pack_texts(self, inputs: Inputs, length: int) -> Inputs:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from thresher.config import config
-from thresher.harvest.adapters.base import Inputs
+from thresher.harvest.adapters.base import HookPoint, Inputs
 from thresher.harvest.adapters.hooks import HookedModel
 from thresher.harvest.adapters.hub_models import (
     HubTextModel,
@@ -62,9 +62,9 @@ class HFCausalLM(HookedModel):
         layout = label_texts(found, summary, ~found.valid)
         return Inputs("text", {"input_ids": found.ids, "attention_mask": found.valid.to(torch.int64)}, layout)
 
-    def check_packing(self, length: int) -> None:
+    def check_packing(self, length: int, hook_points: Sequence[HookPoint]) -> None:
         """Raises ModelError unless texts keep their activations in shared sequences of `length` places; found by trying."""
-        check_packing(self, length, self._context, is_flat=self._is_flat)
+        check_packing(self, length, self._context, hook_points, is_flat=self._is_flat)
 
     def pack_texts(self, inputs: Inputs, length: int) -> Inputs:
         """Texts of `prepare_texts`, several to a sequence, with their positions."""

@@ -67,13 +67,13 @@ class HookedModel:
         """Raises ModelError: a family that reads images and texts in one sequence has its own."""
         raise ModelError("this model does not read an image and a text together; prepare them apart")
 
-    def check_packing(self, length: int) -> None:
+    def check_packing(self, length: int, hook_points: Sequence[HookPoint]) -> None:
         """Raises ModelError: a family whose texts can share a sequence has its own."""
         raise ModelError("text_passes=packed: is for decoder language models (model.kind=hf-causal-lm); use length")
 
     def pack_texts(self, inputs: Inputs, length: int) -> Inputs:
         """Raises ModelError, as `check_packing` does."""
-        self.check_packing(length)
+        self.check_packing(length, ())
         return inputs
 
     def resolve(self, patterns: Sequence[str], modalities: Sequence[Modality]) -> tuple[HookPoint, ...]:

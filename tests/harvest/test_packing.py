@@ -99,7 +99,7 @@ def assert_same_rows(packed: Store, alone: Store) -> None:
 @pytest.mark.parametrize("family", CONFIGS)
 def test_packed_activations_are_those_of_texts_alone(family: str, make_causal_lm: Callable[..., Path]) -> None:
     adapter = load(make_causal_lm(CONFIGS[family]))
-    adapter.check_packing(48)
+    adapter.check_packing(48, adapter.resolve(["**"], ["text"]))
     alone = adapter.prepare_texts(make_texts(12))
     packed = adapter.pack_texts(alone, 48)
     assert 1 < packed.shape[0] < alone.shape[0]
