@@ -8,7 +8,7 @@ import queue
 import threading
 import weakref
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -65,9 +65,11 @@ class Gatherer:
         filling = [self._threads.submit(self.fill, places[each], out[each]) for each in shares[1:]]
         if shares:
             self.fill(places[shares[0]], out[shares[0]])
-        wait(filling)
-        for each in filling:
-            each.result()
+        # All are waited for before the first error is raised: they write to the batch.
+        errors = [each.exception() for each in filling]
+        for error in errors:
+            if error is not None:
+                raise error
 
     def fill(self, places: Int64[np.ndarray, "row"], out: Float[Tensor, "row width"]) -> None:
         """`gather` in the calling thread alone."""

@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Literal
 
 import numpy as np
@@ -67,7 +67,8 @@ class Pool:
             self._rows = allocate_rows(self._shape, self._dtype, self._device)
         window = range(first, first + self._n_slots)
         for stale in [number for number in self._reads if number not in window]:
-            wait(self._reads.pop(stale))
+            for read in self._reads.pop(stale):
+                read.exception()  # Waits: its slot is read into next.
             del self._units[stale]
         for number in window:
             if number not in self._reads:

@@ -250,7 +250,7 @@ class ActivationStream:
                 if low < high:
                     source.take_into(taken + low - start, x[low:high])
                 start += count
-            group = torch.repeat_interleave(torch.tensor(self._groups), torch.tensor(counts))[self._own].to(self._device)
+            group = torch.from_numpy(np.repeat(self._groups, counts)[self._own]).to(self._device)
             taken = tuple(taken + count for taken, count in zip(position.taken, counts, strict=True))
             position = _Position(taken, tuple(credit))
             yield _Made(StreamBatch(x, group), position, self._mark())
