@@ -1,10 +1,12 @@
-"""Buckets that answer as Amazon's and Google's do, and processes that are launched together."""
+"""Buckets that answer as Amazon's and Google's do, processes that are launched together, Python with its imports done."""
 
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +17,51 @@ import pytest
 from thresher.data.store.objects import RETRY_SECONDS, Objects
 
 BUCKET = "activations"
+FORKS = "THRESHER_TEST_FORKS"
+"""The variable with the folder in which the interpreters of `python` lie."""
+SERVER = pytest.StashKey["subprocess.Popen[str]"]()
+SHIM = """#!{python} -IS
+import sys
+sys.argv[1:1] = {arguments!r}
+exec(open({client!r}).read())
+"""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Start the server behind `python`, one for all workers; it imports nothing before it is asked for something."""
+    if hasattr(config, "workerinput") or not hasattr(os, "pidfd_open"):
+        return
+    folder, here = Path(tempfile.mkdtemp(prefix="forks-")), Path(__file__).parent / "tools"
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "hub")}
+    (folder / "environment.json").write_text(json.dumps(environment))
+    thresher = str(Path(sys.executable).with_name("thresher"))
+    for name, program in {"python": [], "thresher": [thresher]}.items():
+        arguments = [str(folder), sys.executable, str(folder / "python"), *program]
+        path = folder / name
+        path.write_text(SHIM.format(python=sys.executable, arguments=arguments, client=str(here / "fork_client.py")))
+        path.chmod(0o700)
+    command = [sys.executable, str(here / "fork_server.py"), str(folder / "socket")]
+    server = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert server.stdout is not None
+    assert server.stdout.readline() == "ready\n"
+    config.stash[SERVER] = server
+    os.environ[FORKS] = str(folder)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Let the server end."""
+    if server := config.stash.get(SERVER, None):
+        server.communicate()
+        shutil.rmtree(os.environ.pop(FORKS))
+
+
+@pytest.fixture(scope="session")
+def python() -> Path:
+    """What to start instead of `sys.executable`: the same, forked from a process with all imports done (`fork_server.py`).
+
+    Only for programs that do not depend on how Python starts. Beside it lies `thresher`.
+    """
+    return Path(os.environ[FORKS], "python") if FORKS in os.environ else Path(sys.executable)
 
 
 class Bucket:
@@ -114,14 +161,14 @@ class Launched(NamedTuple):
 
 @pytest.fixture(scope="session")
 def open_launcher(
-    tmp_path_factory: pytest.TempPathFactory,
+    python: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[Path], contextlib.AbstractContextManager[Callable[..., Launched]]]:
     """Gives, for a Python file, what calls a function of it in n processes of one launch and waits for them."""
 
     @contextlib.contextmanager
     def open_one(file: Path) -> Iterator[Callable[..., Launched]]:
         folder = tmp_path_factory.mktemp("launch")
-        command = [sys.executable, str(Path(__file__).with_name("launcher.py")), str(file)]
+        command = [str(python), str(Path(__file__).with_name("launcher.py")), str(file)]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
         with subprocess.Popen(command, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, **pipes) as server:
             assert server.stdin is not None

@@ -10,8 +10,7 @@ import pytest
 FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
 SMALLEST = {
     "analyze.py": ["200", "64", "4"],
-    "gpu.py": ["--device", "cpu", "--shapes", "8,32,3,16", "--rounds", "1", "--methods", "residual", "gram"],
-    "gpu_compile.py": ["32,128,4,64"],
+    "gpu.py": ["--device", "cpu", "--shapes", "8,32,3,16", "--rounds", "1", "--methods", "gram", "--no-checks"],
     "harvest.py": ["--parts=forward,write", "--model=ViT-S-32", "--hooks=vision.0", "--images=2", "--rounds=1", "--mb=1"],
     "packing.py": ["--documents=6", "--batch=3", "--width=64", "--blocks=1", "--rounds=1", "--context=32", "--length=32"],
     "parallel.py": ["16,64,2,32", "--rounds", "1", "--kinds", "mp"],
@@ -37,8 +36,8 @@ SHARED = [
     "timing.py",
 ]
 """What benchmarks import."""
-ELSEWHERE = ["claims.py", "claims_worlds.py"]
-"""Tried where there is an analysis or a store to read: tests/analyze/test_battery_files.py."""
+ELSEWHERE = ["claims.py", "claims_worlds.py", "gpu_compile.py"]
+"""Tried in tests/analyze/test_battery_files.py, where there is an analysis or a store to read, and test_cuda_benchmark.py."""
 
 
 def test_every_benchmark_is_tried_here() -> None:
@@ -47,10 +46,11 @@ def test_every_benchmark_is_tried_here() -> None:
 
 @pytest.mark.parametrize("name", SMALLEST)
 def test_a_benchmark_runs_and_prints_a_table(
-    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], python: Path
 ) -> None:
     monkeypatch.syspath_prepend(str(FOLDER))
     monkeypatch.setattr(sys, "argv", [name, *SMALLEST[name]])
+    monkeypatch.setattr(sys, "executable", str(python))
     with contextlib.nullcontext() if name != "gpu.py" else pytest.raises(SystemExit, match=r"^0$"):
         runpy.run_path(str(FOLDER / name), run_name="__main__")
     assert len(capsys.readouterr().out.splitlines()) > 3

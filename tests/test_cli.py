@@ -9,7 +9,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,6 @@ from thresher.cli import app
 from thresher.config import describe
 from thresher.pipeline import RunConfig
 
-THRESHER = Path(sys.executable).with_name("thresher")
 TRAIN = {
     "hook_points": ["vision.embed", "text.embed"],
     "sae": {"kind": "mp", "d_sae": 16, "k": 3},
@@ -291,10 +289,10 @@ def test_help_prints_every_field_with_its_docs(command: str) -> None:
         assert " ".join(doc.doc.split()) in text
 
 
-def start(*arguments: str, cwd: Path, stderr: int = subprocess.PIPE) -> "subprocess.Popen[str]":
+def start(thresher: Path, *arguments: str, cwd: Path, stderr: int = subprocess.PIPE) -> "subprocess.Popen[str]":
     environment = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR")}
     environment["TERM"] = "xterm"
-    command = [THRESHER, *arguments]
+    command = [thresher, *arguments]
     return subprocess.Popen(command, cwd=cwd, env=environment, text=True, stdout=subprocess.PIPE, stderr=stderr)
 
 
@@ -308,7 +306,9 @@ def interrupt(process: "subprocess.Popen[str]", number: int, marker: Path) -> tu
     return process.communicate()
 
 
-def test_a_run_stopped_twice_ends_with_the_files_of_one_that_was_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_stopped_twice_ends_with_the_files_of_one_that_was_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, python: Path
+) -> None:
     source = HARVEST["source"] | {"n_records": 256}
     values = CONFIG | {"harvest": HARVEST | {"source": source}, "train": {"mp": TRAIN | {"rows": 4800}}}
     folders = tmp_path / "stopped", tmp_path / "whole"
@@ -318,7 +318,7 @@ def test_a_run_stopped_twice_ends_with_the_files_of_one_that_was_not(tmp_path: P
     stopped = folders[0]
     markers = [(signal.SIGINT, "store/commits/items/00000001.json"), (signal.SIGTERM, "sae/mp/training.safetensors")]
     for number, marker in markers:
-        process = start("run", "run.yaml", cwd=stopped)
+        process = start(python.with_name("thresher"), "run", "run.yaml", cwd=stopped)
         out, err = interrupt(process, number, stopped / "out" / marker)
         assert (process.returncode, out) == (130, ""), err
         assert "Run the same command again to go on from there." in err
@@ -336,9 +336,9 @@ def test_a_run_stopped_twice_ends_with_the_files_of_one_that_was_not(tmp_path: P
     assert [name for name in found if found[name] != expected[name] and not name.endswith(".pdf")] == []
 
 
-def test_progress_is_a_bar_on_a_terminal_and_never_on_stdout(home: Path) -> None:
+def test_progress_is_a_bar_on_a_terminal_and_never_on_stdout(home: Path, python: Path) -> None:
     ours, theirs = pty.openpty()
-    process = start("store", "verify", "out/store", cwd=home, stderr=theirs)
+    process = start(python.with_name("thresher"), "store", "verify", "out/store", cwd=home, stderr=theirs)
     os.close(theirs)
     shown = b""
     try:

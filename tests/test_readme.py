@@ -4,7 +4,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -81,12 +80,11 @@ def mirror(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_every_block_of_the_readme_runs(mirror: Path, tmp_path: Path) -> None:
+def test_every_block_of_the_readme_runs(mirror: Path, tmp_path: Path, python: Path) -> None:
     environment = os.environ | {
         MIRROR: str(mirror),
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}",
         "HF_HUB_OFFLINE": "1",
-        "HF_HOME": str(tmp_path / "cache"),
         "OMP_NUM_THREADS": "1",
     }
     n_run = 0
@@ -96,7 +94,7 @@ def test_every_block_of_the_readme_runs(mirror: Path, tmp_path: Path) -> None:
             assert name.endswith(".yaml"), f"the first line of a YAML block names its file, found {name!r}"
             (tmp_path / name).write_text(block.text, encoding="utf-8")
             continue
-        lines = block.text.splitlines() if block.language == "sh" else [f"{sys.executable} -c '{block.text}'"]
+        lines = block.text.splitlines() if block.language == "sh" else [f"{python} -c '{block.text}'"]
         for line in lines:
             if not line.strip():
                 continue

@@ -20,7 +20,8 @@ from thresher.train.checkpoint import load_sae
 
 
 def configure(store: Path, saes: dict[str, Path], out: Path, **fields: Any) -> AnalyzeConfig:
-    values = {"store": store, "saes": saes, "out": out, "n_bootstrap": 20, "functional": {"images": 0}, "figures": "few"}
+    values = {"store": store, "saes": saes, "out": out, "n_bootstrap": 20, "functional": {"images": 0}, "figures": "none"}
+    values |= {"site": {"build": False}, "battery": {"calibration_pairs": 0, "n_derangements": 1}}
     return validate(AnalyzeConfig, values | fields, "test")
 
 
@@ -65,7 +66,7 @@ def test_every_number_has_its_n_and_unit_and_lies_in_its_interval(scenes_report:
 
 
 def test_chunks_change_no_number(scenes_store: Path, scenes_saes: dict[str, Path], scenes_report: Path, tmp_path: Path) -> None:
-    run(configure(scenes_store, scenes_saes, tmp_path, n_bootstrap=40, chunk_rows=37, functional={}))
+    run(configure(scenes_store, scenes_saes, tmp_path, n_bootstrap=40, chunk_rows=37, functional={}, battery={}))
     whole, parts = (list(find_estimates(load_results(folder))) for folder in (scenes_report.parent, tmp_path))
     assert len(whole) == len(parts)
     for one, other in zip(whole, parts, strict=True):
@@ -123,7 +124,7 @@ def test_an_analysis_says_what_it_was_made_from(scenes_store: Path, scenes_repor
 
 
 def test_equal_runs_give_equal_files(scenes_store: Path, scenes_saes: dict[str, Path], tmp_path: Path) -> None:
-    config = configure(scenes_store, {"topk": scenes_saes["topk"]}, tmp_path / "out", limit=150)
+    config = configure(scenes_store, {"topk": scenes_saes["topk"]}, tmp_path / "out", limit=150, site={}, battery={})
     first = {path.name: path.read_bytes() for path in run(config).parent.rglob("*") if path.is_file()}
     shutil.rmtree(tmp_path / "out")
     second = {path.name: path.read_bytes() for path in run(config).parent.rglob("*") if path.is_file()}

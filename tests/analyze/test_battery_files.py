@@ -33,6 +33,7 @@ def configure(store: Path, saes: dict[str, Path], out: Path, **fields: Any) -> A
         "battery": battery,
         "functional": {"images": 0},
         "figures": "none",
+        "site": {"build": False},
     }
     return validate(AnalyzeConfig, values | fields, "test")
 

@@ -66,6 +66,8 @@ def judge(folder: Path, embeddings: np.ndarray) -> dict[str, Any]:
         "n_bootstrap": 50,
         "battery": battery,
         "figures": "none",
+        "functional": {"images": 0},
+        "site": {"build": False},
     }
     report = analyze(validate(AnalyzeConfig, config | {"thresholds": {"rare_below": 10}}, "test"))
     return json.loads((report.parent / "sae" / "groups.json").read_text())

@@ -1,5 +1,6 @@
 """Laws of a batch: what is killed is done again, what fails stops only what needs it, what is done stays done."""
 
+import contextlib
 import json
 import os
 import re
@@ -57,19 +58,21 @@ def write(folder: Path, **plan: Any) -> Path:
 
 
 def kill_first(log: Path, started: Path) -> threading.Thread:
-    """Kill the process of a unit once, as soon as `started` exists."""
+    """Kill the process of a unit, which is whoever writes its log, once, as soon as `started` exists."""
     waited = threading.Event()
 
     def work() -> None:
         while not started.exists():
             waited.wait(0.005)
+        found = []
         for process in Path("/proc").glob("[0-9]*"):
-            try:
-                command = (process / "cmdline").read_text()
-            except OSError:
-                continue
-            if "thresher.batch.worker" in command and log.stem in command:
-                os.kill(int(process.name), signal.SIGKILL)
+            with contextlib.suppress(OSError):
+                if (process / "fd/1").readlink() == log:
+                    found.append(int(process.name))
+        # What `python` started ends with the last one; the one before waits for it.
+        for number in sorted(found, reverse=True):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(number, signal.SIGKILL)
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
@@ -77,14 +80,16 @@ def kill_first(log: Path, started: Path) -> threading.Thread:
 
 
 @pytest.fixture(scope="module")
-def batch(tmp_path_factory: pytest.TempPathFactory) -> tuple[Plan, Any, Path]:
+def batch(python: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Plan, Any, Path]:
     """A batch of two runs, one of which cannot be analyzed, whose harvest was killed by hand; its plan and outcome."""
     folder = tmp_path_factory.mktemp("batch")
     path = write(folder, runs={"good": {}, "bad": {"analyze.image": "vision.nowhere"}})
     plan = load_plan(path)
     harvest = next(unit for unit in plan.units.values() if unit.stage == "harvest")
     killer = kill_first(folder / "batch/logs" / f"{harvest.name}.log", harvest.out / "run.json")
-    outcome = run(plan, LocalEngine(2, 1))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "executable", str(python))
+        outcome = run(plan, LocalEngine(2, 1))
     killer.join()
     return plan, outcome, path
 

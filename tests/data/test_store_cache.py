@@ -1,7 +1,6 @@
 """What is read of a store in a bucket is kept on this machine: never too much, never wrong, never fetched twice."""
 
 import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -156,8 +155,8 @@ for turn in range(3):
 """
 
 
-def test_processes_that_share_a_cache_read_right_and_keep_the_bound(tmp_path):
-    command = [sys.executable, "-c", PROCESS, str(tmp_path), str(20 * 1200)]
+def test_processes_that_share_a_cache_read_right_and_keep_the_bound(tmp_path, python):
+    command = [python, "-c", PROCESS, str(tmp_path), str(20 * 1200)]
     processes = [subprocess.Popen([*command, str(i)], stderr=subprocess.PIPE, text=True) for i in range(2)]
     for process in processes:
         _, errors = process.communicate()

@@ -13,6 +13,7 @@ import tensorstore
 import torch
 import xarray
 import zarr
+from covering import cover
 
 from thresher.data.store import Store, StoreWriter, open_store
 from thresher.data.store.column import Column
@@ -97,9 +98,9 @@ def test_other_writers_write_the_same_shards(store, name, other, tmp_path):
     assert sorted(path.relative_to(copy) for path in copy.glob("c/*/0")) == shards
 
 
-@pytest.mark.parametrize("data_type", ["bfloat16", "float32", "int64"])
-@pytest.mark.parametrize("rows", [1, 4, 7, 16, 33, 48])
-@pytest.mark.parametrize("width", [None, 1, 3])
+@pytest.mark.parametrize(
+    ("rows", "width", "data_type"), cover([1, 4, 7, 16, 33, 48], [None, 1, 3], ["bfloat16", "float32", "int64"])
+)
 def test_shards_of_many_chunks_are_those_of_other_writers(rows, width, data_type, tmp_path):
     spec = ArraySpec("own", data_type, width, shard_rows=16, chunk_rows=4, hook_point=None)
     stored = np.random.default_rng(rows).integers(0, 255, (rows, width or 1), np.uint8).astype(STORAGE[data_type])

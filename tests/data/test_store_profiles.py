@@ -16,6 +16,7 @@ import pytest
 import tensorstore
 import torch
 import zarr
+from covering import cover
 
 from thresher.data.store import (
     StoreWriter,
@@ -116,10 +117,10 @@ def test_zarr_python_and_tensorstore_read_compressed_arrays(stores, profile, nam
         np.testing.assert_array_equal(array.view(np.uint8), native.view(np.uint8))
 
 
-@pytest.mark.parametrize("profile", COMPRESSED)
-@pytest.mark.parametrize("data_type", ["bfloat16", "float32", "int64"])
-@pytest.mark.parametrize("rows", [1, 7, 16, 33])
-@pytest.mark.parametrize("width", [None, 1, 130])
+@pytest.mark.parametrize(
+    ("rows", "width", "data_type", "profile"),
+    cover([1, 7, 16, 33], [None, 1, 130], ["bfloat16", "float32", "int64"], COMPRESSED),
+)
 def test_compressed_shards_are_those_that_zarr_python_writes(rows, width, data_type, profile, memory):
     spec = ArraySpec("own", data_type, width, 16, 4, None, profile)
     stored = np.random.default_rng(rows).integers(0, 9, (rows, width or 1), np.uint8).astype(STORAGE[data_type])

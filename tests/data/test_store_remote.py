@@ -3,7 +3,6 @@
 import itertools
 import signal
 import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -134,15 +133,15 @@ with StoreWriter(sys.argv[1], IDENTITY, HOOK_POINTS, CONCEPTS, items_per_shard=1
 """
 
 
-def run_and_kill(place, step):
-    command = [sys.executable, "-c", KILLED, place, str(CHUNK_BYTES), str(PART_BYTES), str(step)]
+def run_and_kill(python, place, step):
+    command = [python, "-c", KILLED, place, str(CHUNK_BYTES), str(PART_BYTES), str(step)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def test_a_killed_writer_resumes_to_the_same_objects(place, whole):
+def test_a_killed_writer_resumes_to_the_same_objects(python, place, whole):
     seen = 0
     for step in (100, 250):
-        killed = run_and_kill(place, step)
+        killed = run_and_kill(python, place, step)
         assert killed.returncode == -signal.SIGKILL, killed.stderr
         prefix = open_store(place, incomplete="prefix")
         rows = prefix.rows("vision.3")

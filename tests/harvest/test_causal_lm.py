@@ -3,7 +3,6 @@
 import os
 import random
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -181,7 +180,7 @@ assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 1, "nothing was
 
 
 @pytest.mark.slow
-def test_a_compiled_language_model_gives_the_same_rows(llama_folder: Path) -> None:
+def test_a_compiled_language_model_gives_the_same_rows(llama_folder: Path, python: Path) -> None:
     # In a process without jaxtyping's import hook, which torch.compile cannot trace.
-    done = subprocess.run([sys.executable, "-c", COMPILED, str(llama_folder)], capture_output=True, text=True, check=False)
+    done = subprocess.run([python, "-c", COMPILED, str(llama_folder)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -7,7 +7,6 @@ import os
 import select
 import signal
 import subprocess
-import sys
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -407,10 +406,10 @@ if __name__ == "__main__":
 
 
 @pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="needs Linux to wait for a process that is no child")
-def test_decoding_processes_end_with_a_killed_parent(tmp_path: Path) -> None:
+def test_decoding_processes_end_with_a_killed_parent(tmp_path: Path, python: Path) -> None:
     encode_images(tmp_path)
     (tmp_path / "parent.py").write_text(PARENT)
-    command = [sys.executable, str(tmp_path / "parent.py"), str(tmp_path / "0.jpg")]
+    command = [python, str(tmp_path / "parent.py"), str(tmp_path / "0.jpg")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
         waiting = os.pidfd_open(int(parent.stdout.readline()))

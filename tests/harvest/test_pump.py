@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import itertools
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
@@ -310,9 +309,9 @@ else:
 
 
 @pytest.mark.slow
-def test_a_compiled_model_gives_the_same_rows(open_clip_folder: Path, tmp_path: Path) -> None:
+def test_a_compiled_model_gives_the_same_rows(open_clip_folder: Path, tmp_path: Path, python: Path) -> None:
     # In a process without jaxtyping's import hook, which torch.compile cannot trace.
-    command = [sys.executable, "-c", COMPILED, str(open_clip_folder), str(tmp_path)]
+    command = [python, "-c", COMPILED, str(open_clip_folder), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
 

@@ -4,7 +4,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -139,7 +138,7 @@ def test_processes_killed_at_random_moments_lose_nothing_that_is_committed(
 
 
 def test_accelerate_launch_fills_a_bucket_where_another_number_of_processes_was_killed(
-    launch: Launch, open_clip_folder: Path, tmp_path: Path, place: str, alone: dict[str, bytes]
+    launch: Launch, open_clip_folder: Path, tmp_path: Path, place: str, alone: dict[str, bytes], python: Path
 ) -> None:
     settings = make_config(place, open_clip_folder)
     ended = launch(3, settings, kill=(0, 0, 0.1))
@@ -148,7 +147,7 @@ def test_accelerate_launch_fills_a_bucket_where_another_number_of_processes_was_
     assert not open_store(place, incomplete="prefix").is_complete
     unlock_store(place)
     (tmp_path / "harvest.yaml").write_text(dump_config(settings))
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    launcher = [python, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     command = [*launcher, "--main_process_port", "0", "-m", "thresher", "harvest", str(tmp_path / "harvest.yaml")]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr[-3000:]

@@ -2,7 +2,6 @@
 
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -49,12 +48,12 @@ def configure(out: str | Path, folder: Path) -> HarvestConfig:
 
 
 def test_a_killed_harvest_into_a_bucket_resumes_to_the_files_of_a_folder(
-    open_clip_folder: Path, tmp_path: Path, place: str
+    open_clip_folder: Path, tmp_path: Path, place: str, python: Path
 ) -> None:
     whole = tree(run(configure(tmp_path / "store", open_clip_folder)))
     file = tmp_path / "harvest.yaml"
     file.write_text(dump_config(configure(place, open_clip_folder)))
-    killed = subprocess.run([sys.executable, "-c", KILLED, str(file), "6"], capture_output=True, check=False)
+    killed = subprocess.run([python, "-c", KILLED, str(file), "6"], capture_output=True, check=False)
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
     invoke = CliRunner().invoke
     verified = invoke(app, ["store", "verify", place])

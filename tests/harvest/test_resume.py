@@ -3,7 +3,6 @@
 import hashlib
 import signal
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +58,12 @@ def unharmed(open_clip_folder: Path, tmp_path: Path) -> dict[str, str]:
     return digest_files(run(make_config(tmp_path / "unharmed", open_clip_folder)))
 
 
-def test_a_killed_harvest_ends_with_the_same_files(open_clip_folder: Path, tmp_path: Path, unharmed: dict[str, str]) -> None:
+def test_a_killed_harvest_ends_with_the_same_files(
+    open_clip_folder: Path, tmp_path: Path, unharmed: dict[str, str], python: Path
+) -> None:
     settings = make_config(tmp_path / "store", open_clip_folder)
     (tmp_path / "harvest.yaml").write_text(dump_config(settings))
-    command = [sys.executable, "-c", KILLED, str(tmp_path / "harvest.yaml"), "5"]
+    command = [python, "-c", KILLED, str(tmp_path / "harvest.yaml"), "5"]
     killed = subprocess.run(command, capture_output=True, check=False)
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
     with pytest.raises(StoreError, match="rerun the same harvest command to resume"):

@@ -1,6 +1,9 @@
 """The Triton kernels against their definitions: on a GPU, or in Triton's interpreter (see `test_cuda_interpreter.py`)."""
 
+import itertools
 import os
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -29,6 +32,20 @@ ERROR_AT_MOST = 1e-6
 METHODS = ("bf16", "tf32", "gram fp16", "gram fp32", "gram fp16 in memory", "gram fp16 anew")
 SHAPES = ((1, 1, 1, 1), (1, 130, 3, 9), (7, 48, 300, 2), (9, 5, 130, 1), (2, 130, 130, 3), (33, 1, 3, 2))
 """row, d_in, d_sae, k."""
+RULES: tuple[tuple[Sign, bool, float | None], ...] = (
+    ("relu", False, None),
+    ("signed", True, 0.5),
+    ("signed", False, None),
+    ("abs", True, None),
+    ("abs", False, 0.5),
+)
+
+
+def cover(*factors: Sequence[Any]) -> list[tuple[Any, ...]]:
+    """All combinations on a GPU; in the interpreter, which takes long, every second one, so that all values are there."""
+    places = itertools.product(*(range(len(factor)) for factor in factors))
+    kept = [at for at in places if not IS_INTERPRETED or sum(at) % 2 == 0]
+    return [tuple(factor[place] for factor, place in zip(factors, at, strict=True)) for at in kept]
 
 
 def draw(rows: int, d_in: int, d_sae: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -59,8 +76,7 @@ def check(picked: Picked, x: Tensor, dictionary: Tensor, rule: Rule) -> None:
     assert found.n_late == found.n_misplaced == 0, found
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(("method", "shape"), cover(METHODS, SHAPES), ids=str)
 def test_picks_are_the_best_atoms_in_float64(method: str, shape: tuple[int, int, int, int]) -> None:
     rows, d_in, d_sae, k = shape
     x, dictionary = draw(rows, d_in, d_sae)
@@ -68,12 +84,9 @@ def test_picks_are_the_best_atoms_in_float64(method: str, shape: tuple[int, int,
     check(run(method, x, dictionary, rule), x, dictionary, rule)
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize(
-    ("sign", "reselect", "residual_tol"),
-    [("relu", False, None), ("signed", True, 0.5), ("signed", False, None), ("abs", True, None), ("abs", False, 0.5)],
-)
-def test_every_rule_picks_the_best_atoms(method: str, sign: Sign, reselect: bool, residual_tol: float | None) -> None:
+@pytest.mark.parametrize(("method", "terms"), cover(METHODS, RULES), ids=str)
+def test_every_rule_picks_the_best_atoms(method: str, terms: tuple[Sign, bool, float | None]) -> None:
+    sign, reselect, residual_tol = terms
     x, dictionary = draw(4, 12, 40)
     rule = Rule(4, residual_tol, sign, reselect)
     picked = run(method, x, dictionary, rule)
@@ -137,9 +150,11 @@ def test_nan_stops_a_row_and_spares_the_others() -> None:
         assert ((indices >= 0) & (indices < 40)).all()
 
 
-@pytest.mark.parametrize("shape", [(0, 3, 4, 2), (1, 1, 1, 1), (7, 48, 300, 6), (17, 13, 5, 5)], ids=str)
-@pytest.mark.parametrize("sides", ["values", "residual", "both"])
-@pytest.mark.parametrize("at_once", [2**26, 500])
+@pytest.mark.parametrize(
+    ("shape", "sides", "at_once"),
+    cover([(0, 3, 4, 2), (1, 1, 1, 1), (7, 48, 300, 6), (17, 13, 5, 5)], ["values", "residual", "both"], [2**26, 500]),
+    ids=str,
+)
 def test_gradients_are_those_of_the_plain_backward(shape: tuple[int, int, int, int], sides: str, at_once: int) -> None:
     rows, d_in, d_sae, k = shape
     x, dictionary = draw(rows, d_in, d_sae)

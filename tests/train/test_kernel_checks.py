@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -239,7 +240,7 @@ for method in ("auto", "gram", "residual"):
 """
 
 
-def test_a_compiled_training_step_is_the_same() -> None:
+def test_a_compiled_training_step_is_the_same(python: Path) -> None:
     """`auto` keeps away from loops that cannot be traced. In a process of its own: no type checks at run time there."""
-    ended = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True)
+    ended = subprocess.run([python, "-c", COMPILED], capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr

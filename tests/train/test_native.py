@@ -2,14 +2,15 @@
 
 import itertools
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import get_args
 
 import numpy as np
 import pytest
 import torch
+from covering import cover
 from torch import Tensor
 from torch.nn import functional
 
@@ -57,12 +58,11 @@ def draw(kind: str, rows: int, d_in: int, d_sae: int, *, seed: int = 0) -> tuple
     return (dictionary[chosen] * torch.rand(rows, chosen.shape[1], 1, generator=generator)).sum(1) + 0.1 * noise, dictionary
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("sign", SIGNS)
-@pytest.mark.parametrize(("rows", "d_in", "d_sae", "k"), SHAPES)
+@pytest.mark.parametrize(("shape", "sign", "method"), cover(SHAPES, SIGNS, METHODS), ids=str)
 def test_compiled_pursuit_is_the_reference_forward_and_backward(
-    rows: int, d_in: int, d_sae: int, k: int, sign: Sign, method: str
+    shape: tuple[int, int, int, int], sign: Sign, method: str
 ) -> None:
+    rows, d_in, d_sae, k = shape
     for residual_tol, reselect in itertools.product((None, 0.6), (True, False)):
         x, dictionary = (tensor.requires_grad_() for tensor in draw("gauss", rows, d_in, d_sae))
         a, b = torch.randn(rows, k), torch.randn(rows, d_in)
@@ -79,9 +79,7 @@ def test_compiled_pursuit_is_the_reference_forward_and_backward(
             torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("sign", SIGNS)
-@pytest.mark.parametrize("kind", DATA)
+@pytest.mark.parametrize(("kind", "sign", "method"), cover(DATA, SIGNS, METHODS))
 def test_every_pick_is_greedy_in_float64_along_the_path_taken(kind: str, sign: Sign, method: str) -> None:
     x, dictionary = draw(kind, 96, 96, 1500)
     x[5] = 0
@@ -252,7 +250,7 @@ def test_unchecked_nan_gives_nan_or_nothing_but_picks_that_exist(sign: Sign, met
     assert torch.equal(residual[6:], clean[1][6:])
 
 
-def test_a_method_that_lacks_numba_says_what_to_install() -> None:
+def test_a_method_that_lacks_numba_says_what_to_install(python: Path) -> None:
     code = """
 import sys
 sys.modules["numba"] = None
@@ -262,7 +260,7 @@ x, dictionary = torch.ones(2, 3), torch.eye(3)
 assert pursue(x, dictionary, 2)[0].values.shape == (2, 2)
 pursue(x, dictionary, 2, method="numba_certified")
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = subprocess.run([python, "-c", code], capture_output=True, text=True, check=False)
     assert "ImportError: method='numba_certified' needs numba: pip install 'thresher[native]'" in done.stderr
 
 

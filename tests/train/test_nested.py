@@ -4,6 +4,7 @@ from typing import cast, get_args
 
 import pytest
 import torch
+from covering import cover
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -29,9 +30,7 @@ def draw(rows: int = 60, d_in: int = 7, d_sae: int = 20, *, seed: int = 0) -> tu
     return x, functional.normalize(torch.randn(d_sae, d_in, generator=generator, dtype=torch.float64), dim=1)
 
 
-@pytest.mark.parametrize("residual_tol", [None, 0.4])
-@pytest.mark.parametrize("sign", get_args(Sign))
-@pytest.mark.parametrize("rows", [0, 1, 60])
+@pytest.mark.parametrize(("rows", "sign", "residual_tol"), cover([0, 1, 60], get_args(Sign), [None, 0.4]))
 def test_one_run_holds_the_runs_of_fewer_steps(rows: int, sign: Sign, residual_tol: float | None) -> None:
     """More steps than atoms a row needs: repeats and stops are among them."""
     x, dictionary = draw(rows)

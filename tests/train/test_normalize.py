@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from covering import cover
 
 from thresher.data.store import open_store
 from thresher.data.stream import held_out
@@ -21,10 +22,10 @@ def training_rows(store, name, holdout, seed) -> torch.Tensor:
     return store.read_rows(name, np.flatnonzero(~mask)).double()
 
 
-@pytest.mark.parametrize("rows", ["as_is", "unit"])
-@pytest.mark.parametrize("center", ["none", "joint", "per_hook_point"])
-@pytest.mark.parametrize("scale", ["none", "one", "sqrt_d_in"])
-@pytest.mark.parametrize("balance", ["equal", "rows"])
+@pytest.mark.parametrize(
+    ("center", "scale", "rows", "balance"),
+    cover(["none", "joint", "per_hook_point"], ["none", "one", "sqrt_d_in"], ["as_is", "unit"], ["equal", "rows"]),
+)
 def test_training_rows_get_the_promised_mean_and_norm(make_store, rows, center, scale, balance) -> None:
     """By modality or jointly, over the training side only."""
     store = open_store(make_store(gap=2.0))

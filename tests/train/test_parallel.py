@@ -101,11 +101,11 @@ def test_a_launch_trains_what_one_process_trains_also_after_a_kill(launch: Launc
     compare_runs(tmp_path / "atoms", alone)
 
 
-def test_accelerate_launch_trains_what_one_process_trains(make_store, tmp_path: Path) -> None:
+def test_accelerate_launch_trains_what_one_process_trains(make_store, tmp_path: Path, python: Path) -> None:
     alone = run(configure(make_store(), tmp_path / "alone"))
     config = tmp_path / "train.yaml"
     config.write_text(dump_config(configure(tmp_path / "store", tmp_path / "two")))
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    launcher = [python, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     command = [*launcher, "--main_process_port", "0", "-m", "thresher", "train", str(config)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr[-3000:]

@@ -5,6 +5,7 @@ from typing import get_args
 
 import pytest
 import torch
+from covering import cover
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -27,13 +28,12 @@ def draw(rows: int, d_in: int, d_sae: int, *, seed: int = 0, dtype: torch.dtype 
     return x.to(dtype).requires_grad_(), functional.normalize(atoms, dim=1).to(dtype).requires_grad_()
 
 
-@pytest.mark.parametrize("method", FAST)
-@pytest.mark.parametrize("sign", SIGNS)
-@pytest.mark.parametrize(("rows", "d_in", "d_sae", "k"), SHAPES)
+@pytest.mark.parametrize(("shape", "sign", "method"), cover(SHAPES, SIGNS, FAST), ids=str)
 def test_fast_forms_equal_the_reference_forward_and_backward(
-    rows: int, d_in: int, d_sae: int, k: int, sign: Sign, method: Method
+    shape: tuple[int, int, int, int], sign: Sign, method: Method
 ) -> None:
     """Also for rows that stop early and for picks without repeats; any use of values and residual."""
+    rows, d_in, d_sae, k = shape
     x, dictionary = draw(rows, d_in, d_sae)
     for residual_tol, reselect in itertools.product((None, 0.5), (True, False)):
         steps = k if reselect else min(k, d_sae)
@@ -67,12 +67,9 @@ def test_gradient_is_that_of_finite_differences_with_repeats_and_stops(sign: Sig
 TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-12}
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("method", ["reference", *FAST])
-@pytest.mark.parametrize(("rows", "d_in", "d_sae", "k"), SHAPES)
-def test_code_and_residual_add_up_to_the_row(
-    rows: int, d_in: int, d_sae: int, k: int, method: Method, dtype: torch.dtype
-) -> None:
+@pytest.mark.parametrize(("shape", "method", "dtype"), cover(SHAPES, ["reference", *FAST], [*TOLERANCE]), ids=str)
+def test_code_and_residual_add_up_to_the_row(shape: tuple[int, int, int, int], method: Method, dtype: torch.dtype) -> None:
+    rows, d_in, d_sae, k = shape
     x, dictionary = draw(rows, d_in, d_sae, dtype=dtype)
     codes, residual = pursue(x, dictionary, k, method=method)
     torch.testing.assert_close(sparse_decode(codes, dictionary) + residual, x, rtol=0, atol=TOLERANCE[dtype])

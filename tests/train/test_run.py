@@ -4,7 +4,6 @@ import dataclasses
 import json
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -191,26 +190,26 @@ run(load_config(TrainConfig, Path(sys.argv[1])))
 """A run that gets a signal in the middle of iteration 33."""
 
 
-def run_signalled(config: TrainConfig, folder: Path, name: str) -> subprocess.CompletedProcess[str]:
+def run_signalled(python: Path, config: TrainConfig, folder: Path, name: str) -> subprocess.CompletedProcess[str]:
     path = folder / "train.yaml"
     path.write_text(dump_config(config))
-    return subprocess.run([sys.executable, "-c", SIGNALLED, str(path), name], capture_output=True, text=True, check=False)
+    return subprocess.run([python, "-c", SIGNALLED, str(path), name], capture_output=True, text=True, check=False)
 
 
-def test_a_run_killed_by_the_system_goes_on_bit_for_bit(make_store, tmp_path) -> None:
+def test_a_run_killed_by_the_system_goes_on_bit_for_bit(make_store, tmp_path, python) -> None:
     store = make_store()
     whole, killed = (configure(store, tmp_path / name) for name in ("whole", "killed"))
-    assert run_signalled(killed, tmp_path, "SIGKILL").returncode == -signal.SIGKILL
+    assert run_signalled(python, killed, tmp_path, "SIGKILL").returncode == -signal.SIGKILL
     assert load_sae(killed.out).iteration == 20
     run(killed)
     run(whole)
     assert contents(killed.out) == contents(whole.out)
 
 
-def test_ctrl_c_ends_after_the_iteration_it_came_in_and_the_run_goes_on_bit_for_bit(make_store, tmp_path) -> None:
+def test_ctrl_c_ends_after_the_iteration_it_came_in_and_the_run_goes_on_bit_for_bit(make_store, tmp_path, python) -> None:
     store = make_store()
     whole, stopped = (configure(store, tmp_path / name) for name in ("whole", "stopped"))
-    ended = run_signalled(stopped, tmp_path, "SIGINT")
+    ended = run_signalled(python, stopped, tmp_path, "SIGINT")
     assert ended.returncode != 0
     assert ended.stderr.rstrip().endswith("KeyboardInterrupt")
     assert load_sae(stopped.out).iteration == 33

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -142,13 +141,13 @@ run(load(Path(sys.argv[1])))
 """A sweep of three that is killed at its second checkpoint when one member is saved and two are not."""
 
 
-def test_a_sweep_killed_among_its_checkpoints_goes_on_bit_for_bit(make_store: MakeStore, tmp_path: Path) -> None:
+def test_a_sweep_killed_among_its_checkpoints_goes_on_bit_for_bit(make_store: MakeStore, tmp_path: Path, python: Path) -> None:
     store, three = make_store(), {"mp": MP, "topk": TOPK, "relu": RELU}
     whole, killed = (configure(store, tmp_path / name, architectures=three) for name in ("whole", "killed"))
     run(whole)
     text = dump_config(killed).replace(f"  out: {killed.out}\n", "")
     (tmp_path / "sweep.yaml").write_text(text)
-    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "sweep.yaml")], check=False, capture_output=True)
+    done = subprocess.run([python, "-c", KILLED, str(tmp_path / "sweep.yaml")], check=False, capture_output=True)
     assert done.returncode == -signal.SIGKILL
     stopped = [load_sae(killed.out / "members" / f"{name}-seed=0").iteration for name in three]
     assert stopped == [20, 10, 10]
