@@ -4,7 +4,8 @@
 
 All processes run on this machine, with one thread each, and talk over gloo. Prints the median wall and CPU time of a step in
 the first process, the megabytes of parameters and of Adam's averages that a process has, and those that it sends by the
-formulas of docs/scale.md. Processes that share cores are slower than the same on machines of their own.
+formulas of docs/scale.md. Processes that share cores are slower than the same on machines of their own. Then what it costs a
+process to assemble its share of a batch from rows in memory, and whether the shares together are the batch, bit for bit.
 """
 
 import argparse
@@ -20,11 +21,16 @@ from typing import Any
 import torch
 from timing import describe_machine
 
+from thresher.data.memory import MemoryStore
+from thresher.data.store import Batch, HookPointSpec, Item, Rows
+from thresher.data.stream import ActivationStream
 from thresher.team import open_team
 from thresher.train.arch import Architecture, MatchingPursuit, TopK
 from thresher.train.learner import Learner
 from thresher.train.optimizer import OptimizerConfig
 from thresher.train.parallel.layout import Layout
+
+NAME = "text.pooled"
 
 
 def main() -> None:
@@ -48,6 +54,42 @@ def main() -> None:
             found = launch({"kind": kind, "shape": asked.shape, "shards": n_shards, "rounds": asked.rounds}, n)
             numbers = " | ".join(f"{found[name]:.3g}" for name in ("wall", "cpu", "state", "sent"))
             print(f"| {kind} | {form} | {numbers} |")
+    d_in, _, _, batch = map(int, asked.shape.split(","))
+    compare_shares(d_in, batch, asked.rounds)
+
+
+def compare_shares(d_in: int, batch: int, rounds: int) -> None:
+    """CPU time of the stream per batch, for all rows of it and for shares, and whether these are equal stretches of it."""
+    rows = torch.randn(16 * batch, d_in, generator=torch.Generator().manual_seed(0)).half()
+    items = [Item(str(row), row, "ok", None, None, ()) for row in range(len(rows))]
+    placed = Rows(torch.arange(len(rows)), torch.full((len(rows),), -1, dtype=torch.int32), None, {NAME: rows})
+    spec = HookPointSpec(NAME, "text", "text.items", d_in, "float16")
+    made = Batch(0, {"image": [], "text": items}, [], {"text.items": placed})
+    store = MemoryStore("random", {"seed": 0}, [spec], [made])
+    whole, n_batches = [], 8 * rounds
+    print("\n| share of a batch | CPU ms per batch | of all |\n|---|---|---|")
+    for n in (1, 2, 4, 8):
+        stream = ActivationStream(
+            store,
+            [NAME],
+            batch_size=batch,
+            holdout=0.0,
+            seed=0,
+            pool_rows=len(rows),
+            balance="rows",
+            device=torch.device("cpu"),
+            share=(n - 1, n),
+        )
+        batches = iter(stream)
+        next(batches)
+        started = time.process_time()
+        found = [next(batches).x for _ in range(n_batches)]
+        taken = 1e3 * (time.process_time() - started) / n_batches
+        whole = whole or [taken, found]
+        batches.close()
+        stream.close()
+        assert all(torch.equal(part, all_rows[-batch // n :]) for part, all_rows in zip(found, whole[1], strict=True))
+        print(f"| 1 / {n} | {taken:.3g} | {taken / whole[0]:.2f} |")
 
 
 def launch(task: dict[str, Any], n: int) -> dict[str, float]:

@@ -11,6 +11,7 @@ FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
 SMALLEST = {
     "analyze.py": ["200", "64", "4"],
     "gpu.py": ["--device", "cpu", "--shapes", "8,32,3,16", "--rounds", "1", "--methods", "gram", "--no-checks"],
+    "group_pursuit.py": ["--d-sae=32", "--k=2", "--sizes=2", "--iterations=1", "--batch=32", "--lr=0.01", "--clusters=4"],
     "harvest.py": ["--parts=forward,write", "--model=ViT-S-32", "--hooks=vision.0", "--images=2", "--rounds=1", "--mb=1"],
     "packing.py": ["--documents=6", "--batch=3", "--width=64", "--blocks=1", "--rounds=1", "--context=32", "--length=32"],
     "parallel.py": ["16,64,2,32", "--rounds", "1", "--kinds", "mp"],
@@ -49,8 +50,8 @@ def test_a_benchmark_runs_and_prints_a_table(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], python: Path
 ) -> None:
     monkeypatch.syspath_prepend(str(FOLDER))
-    monkeypatch.setattr(sys, "argv", [name, *SMALLEST[name]])
     monkeypatch.setattr(sys, "executable", str(python))
+    monkeypatch.setattr(sys, "argv", [name, *SMALLEST[name]])
     with contextlib.nullcontext() if name != "gpu.py" else pytest.raises(SystemExit, match=r"^0$"):
         runpy.run_path(str(FOLDER / name), run_name="__main__")
     assert len(capsys.readouterr().out.splitlines()) > 3

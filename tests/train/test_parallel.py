@@ -21,6 +21,7 @@ from thresher.train.arch import PCA, BatchTopKCrosscoder, MatchingPursuit, Relu,
 from thresher.train.checkpoint import load_sae
 from thresher.train.config import TrainConfig
 from thresher.train.parallel.coders import check_shards
+from thresher.train.parallel.layout import refuse_shared_devices
 from thresher.train.run import run
 from thresher.train.sweep.config import GridConfig, SearchConfig, SweepConfig
 
@@ -148,3 +149,12 @@ def test_what_cannot_be_shared_is_refused_with_a_way_out(launch: Launch, make_st
         check_shards(Relu(d_sae=8), 2)
     with pytest.raises(ConfigError, match="dropout of atoms is not split"):
         check_shards(MatchingPursuit(d_sae=8, k=2, dropout=0.5), 2)
+
+
+def test_each_process_needs_a_gpu_of_its_own_or_all_a_cpu() -> None:
+    refuse_shared_devices([("a", "cpu"), ("a", "cpu")])
+    refuse_shared_devices([("a", "cuda:0"), ("a", "cuda:1"), ("b", "cuda:0")])
+    with pytest.raises(ConfigError, match="2 processes on b have the same GPU, cuda:0"):
+        refuse_shared_devices([("a", "cuda:0"), ("b", "cuda:0"), ("b", "cuda:0")])
+    with pytest.raises(ConfigError, match="one on b has none"):
+        refuse_shared_devices([("a", "cuda:0"), ("b", "cpu")])

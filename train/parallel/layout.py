@@ -1,5 +1,7 @@
 """How the processes of a launch train together: which have the same atoms, and which the same rows."""
 
+import datetime
+import socket
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +19,10 @@ from thresher.train.parallel.group import Group
 from thresher.train.parallel.rows import SharedBatch, Synchronize, nearest_multiples
 from thresher.train.parallel.shard import Shard
 from thresher.train.protocol import SAE
+
+NCCL_PATIENCE = datetime.timedelta(hours=1)
+"""How long one process waits in an exchange between GPUs, where nobody notices that another one has died; the longest wait is
+for a checkpoint that is written."""
 
 
 @config
@@ -44,6 +50,7 @@ class Layout:
             )
         self.team = team
         n_shares, numbers = team.n_ranks // n_shards, range(team.n_ranks)
+        refuse_shared_devices(team.gather((socket.gethostname(), str(device))))
         backend = "nccl" if device.type == "cuda" else "gloo"
         same_atoms = [list(numbers[shard::n_shards]) for shard in range(n_shards)]
         same_rows = [list(numbers[share * n_shards : (share + 1) * n_shards]) for share in range(n_shares)]
@@ -94,11 +101,28 @@ class Layout:
         return Synchronize(self.rows, self.atoms, split if self.atoms.size > 1 else frozenset())
 
 
+def refuse_shared_devices(devices: Sequence[tuple[str, str]]) -> None:
+    """Raises ConfigError unless all of several processes (machine, device) have a CPU, or each a GPU of its own."""
+    on_gpu = [each for each in devices if each[1].startswith("cuda")]
+    if on_gpu and len(on_gpu) < len(devices):
+        without = next(host for host, device in devices if not device.startswith("cuda"))
+        raise ConfigError(
+            f"device: some of the processes have a GPU, one on {without} has none; give device=cpu, or launch none there"
+        )
+    twice = next((each for each in on_gpu if on_gpu.count(each) > 1), None)
+    if twice is not None:
+        raise ConfigError(
+            f"device: {on_gpu.count(twice)} processes on {twice[0]} have the same GPU, {twice[1]}; launch one process per GPU, "
+            "with device=auto or cuda"
+        )
+
+
 def _join(team: Team, groups: Sequence[list[int]], backend: str) -> Group:
     """This process's of several groups, which all processes make in the same order."""
     found: Group | None = None
     for ranks in groups:
-        handle: Any = dist.new_group(ranks, timeout=PATIENCE, backend=backend) if len(ranks) > 1 else None
+        patience = PATIENCE if backend == "gloo" else NCCL_PATIENCE
+        handle: Any = dist.new_group(ranks, timeout=patience, backend=backend) if len(ranks) > 1 else None
         if team.rank in ranks:
             found = Group(ranks, team.rank, handle)
     assert found is not None
