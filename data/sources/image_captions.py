@@ -104,6 +104,8 @@ class ImageCaptionsSource:
 
 def _list_images(folder: Path) -> list[_Entry]:
     """The files below a folder that have a suffix of an image, by path."""
+    if not folder.is_dir():
+        raise SourceError(f"{folder}: no such folder; give the one with the images")
     suffixes = Image.registered_extensions()
     found = [Path(top) / name for top, _, names in os.walk(folder) for name in names if Path(name).suffix.lower() in suffixes]
     if not found:
@@ -119,7 +121,10 @@ def _filter(settings: ImageCaptions, table: Path, rows: Sequence[TableRow]) -> l
     needed += [settings.key_column] if settings.key_column else []
     missing = [name for name in needed if name not in columns]
     if rows and missing:
-        raise SourceError(f"{table}: no column {missing[0]!r}; it has {', '.join(map(str, columns))}")
+        raise SourceError(
+            f"{table}: no column {missing[0]!r}; it has {', '.join(map(str, columns))}: name those to read by image_column, "
+            "caption_columns, key_column or where"
+        )
     kept = [row for row in rows if all(str(row.cells.get(name)) == value for name, value in settings.where.items())]
     if not kept:
         filters = f" with {', '.join(f'{name}={value}' for name, value in settings.where.items())}" if settings.where else ""

@@ -157,8 +157,10 @@ class Objects:
         if "ConditionalRequestConflict" in text:
             return ConflictError(name)
         is_refused = isinstance(error, (PermissionDeniedError, UnauthenticatedError)) or "403 Forbidden" in text
-        if is_refused or any(place in text for place in METADATA):
+        is_broken = "credential error" in text and "Unable to" in text
+        if is_refused or is_broken or any(place in text for place in METADATA):
             reason = "the server refuses these credentials" if is_refused else "no credentials were found"
+            reason = text.splitlines()[0].partition("credential error: ")[2] if is_broken else reason
             return StoreError(f"{name}: {reason}; {CREDENTIALS[self._scheme]}")
         return NetworkError(f"{name}: {text.splitlines()[0][:300] if text else type(error).__name__}")
 

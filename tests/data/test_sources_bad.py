@@ -296,6 +296,7 @@ def test_nonsense_is_refused(changes: dict[str, Any]) -> None:
 
 def test_every_source_says_what_is_missing(tmp_path: Path) -> None:
     missing = (
+        ImageCaptions(folder=tmp_path / "none"),
         ImageCaptions(folder=tmp_path, table=Path("none.csv")),
         TextFiles(files=(tmp_path / "none.txt",)),
         WebDataset(shards=(str(tmp_path / "none.tar"),)),

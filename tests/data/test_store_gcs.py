@@ -107,7 +107,9 @@ def test_wrong_and_missing_credentials_end_with_what_to_set(place, monkeypatch, 
     monkeypatch.setenv("GOOGLE_SERVICE_ACCOUNT", str(tmp_path / "nothing.json"))
     missing = CliRunner().invoke(app, arguments)
     assert missing.exit_code == 2
+    assert "Unable to open service account file from" in missing.stderr
     assert "nothing.json" in missing.stderr
+    assert "; set GOOGLE_SERVICE_ACCOUNT to the file of a service account" in missing.stderr
 
 
 def test_a_bucket_that_is_not_there_is_named():
