@@ -35,6 +35,8 @@ SHARES = (
     "energy share on texts, shared",
     "gap share, modality-specific",
 )
+MANY = 8
+"""Dictionaries above which cells have no room for numbers."""
 GRIDS = {
     "stability": "matched cosine, less chance",
     "coverage_image": "coverage on images, less chance",
@@ -62,13 +64,12 @@ def draw_comparison(
 
 def _list_reconstructions(entries: Sequence[Entry], kinds: Mapping[str, str]) -> list[dict[str, Any]]:
     """Rows of `plot_pareto`: a family is an architecture and size on one store."""
-    stores = list(dict.fromkeys(entry.run.tables.metrics["store"]["fingerprint"] for entry in entries))
+    stores = {entry.run.tables.metrics["store"]["fingerprint"] for entry in entries}
     rows: list[dict[str, Any]] = []
     for entry in entries:
-        store = entry.run.tables.metrics["store"]
         family = describe_family(entry.metrics)
         if len(stores) > 1:
-            family += f", {store['model']} ({stores.index(store['fingerprint']) + 1})"
+            family += f", {entry.run.name}"
         for side in ("image", "text"):
             found = entry.metrics["reconstruction"].get(side)
             if found is not None:
@@ -95,32 +96,40 @@ def plot_headline(rows: Sequence[Mapping[str, Any]]) -> Chart:
                         value_of(row), place, xerr=[[below], [above]], fmt=style["marker"], color=style["color"], capsize=2
                     )
             axis.axvline(0, color=GREY, linewidth=0.6, linestyle=":")
-            axis.set_title(measure.replace(", ", "\n"), fontsize=6.5)
+            axis.set_title(measure.replace(", ", "\n").replace(" on ", "\non "), fontsize=6.5)
             axis.set_ylim(len(labels) - 0.5, -0.5)
         axes[0].set_yticks(range(len(labels)), labels)
     return Chart(figure, [dict(row) for row in chosen], "Headline shares with intervals.")
 
 
 def plot_likeness(labels: Sequence[str], pairs: Sequence[Mapping[str, Any]]) -> Chart:
-    """Stability and coverage between every two dictionaries, less what chance gives; empty where it does not apply."""
+    """Stability and coverage between every two dictionaries, less what chance gives; empty where it does not apply.
+
+    Side by side with a number in each cell; of more than MANY dictionaries one below the other, without.
+    """
     names = {key: title for key, title in GRIDS.items() if any(pair[key] is not None for pair in pairs)}
-    size = max(1.3, 0.32 * len(labels))
+    n, many = max(len(names), 1), len(labels) > MANY
+    size = 0.16 * len(labels) if many else max(1.3, 0.32 * len(labels))
+    width = max(COLUMN, min(PAGE, size + 2.2 if many else 1.0 + (size + 0.35) * n))
     with mpl.rc_context(PRINT):
-        figure = make_figure(max(COLUMN, min(PAGE, 1.0 + (size + 0.35) * max(len(names), 1))), size + 1.1)
-        axes = figure.subplots(1, max(len(names), 1), squeeze=False, sharey=True)[0]
+        figure = make_figure(width, (size + 1.1) * n if many else size + 1.1)
+        shape = (n, 1) if many else (1, n)
+        axes = figure.subplots(*shape, squeeze=False, sharey=True).ravel()
         for axis, (key, title) in zip(axes, names.items(), strict=False):
             grid = _fill(labels, pairs, key)
             axis.imshow(grid, cmap="cividis", vmin=0, vmax=1)
             for (i, j), value in np.ndenumerate(grid):
-                if np.isfinite(value):
+                if np.isfinite(value) and not many:
                     colour = "white" if value < 0.55 else INK
                     axis.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=5.5, color=colour)
-            axis.set_xticks(range(len(labels)), labels, rotation=45, ha="right", fontsize=6)
+            axis.set_xticks(
+                range(len(labels)), labels, rotation=90 if many else 45, ha="center" if many else "right", fontsize=6
+            )
             axis.set_yticks(range(len(labels)), labels, fontsize=6)
             axis.tick_params(length=0)
             axis.set_title(title, fontsize=6.5)
         scale = ScalarMappable(Normalize(0, 1), "cividis")
-        figure.colorbar(scale, ax=list(axes), shrink=0.6, aspect=16)
+        figure.colorbar(scale, ax=list(axes), shrink=0.4 if many else 0.6, aspect=16)
     return Chart(figure, [dict(pair) for pair in pairs], "Likeness of every two dictionaries.")
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from thresher.analyze.battery.classes import CLASSES
 from thresher.analyze.plots.read import Columns
@@ -86,6 +87,7 @@ def plot_steps(steps: Mapping[str, Columns]) -> Chart:
             line[0].set_ylabel(f"{name}\nshare of the energy")
             for axis in line:
                 axis.set_xlabel("step")
+                axis.xaxis.set_major_locator(MaxNLocator(4, integer=True))
         figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
     return Chart(figure, rows, "What each step of the pursuit codes and leaves.")
 

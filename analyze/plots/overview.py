@@ -16,6 +16,7 @@ from thresher.analyze.plots.style import (
     TEXT_COLOUR,
     Chart,
     finite,
+    fit_columns,
     grid_width,
     label_panels,
     make_figure,
@@ -52,7 +53,7 @@ def plot_pareto(rows: Sequence[Mapping[str, Any]]) -> Chart:
             axis.set_xlabel("L0")
             axis.set_xlim(0, 1.06 * max(row["l0"] for row in rows))
         handles, labels = axes[0, 0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 5))
+        figure.legend(handles, labels, loc="outside lower center", ncols=fit_columns(labels))
         label_panels(list(axes.ravel()))
     return Chart(figure, [dict(row) for row in rows], "Reconstruction against the number of active atoms.")
 

@@ -35,6 +35,8 @@ def plot_strengths(sums: Mapping[str, Sums], features: Mapping[str, Columns]) ->
             axes[1, column].set_xlabel("|z|")
         for axis, kind in zip(axes[:, 0], ("all features", "score 0.1 to 0.9"), strict=True):
             axis.set_ylabel(f"{kind}\nfirings per item")
+            # Only now: a limit stops the others of the line from making it wider.
+            axis.set_ylim(bottom=0)
         figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return Chart(figure, rows, "Firings per item by strength, on images and on texts.")
 
@@ -55,7 +57,6 @@ def _draw(axis: Axes, name: str, kind: str, sums: Sums, members: np.ndarray) -> 
         for low, high, y in zip(edges[shown], edges[shown.start + 1 : shown.stop + 1], per_item, strict=True):
             rows.append({"sae": name, "features": kind, "modality": side, "from": low, "to": high, "firings_per_item": y})
     axis.set_xscale("log", base=2)
-    axis.set_ylim(bottom=0)
     if not members.any():
         axis.text(0.5, 0.5, "no feature", transform=axis.transAxes, ha="center", va="center", color=INK)
     return rows

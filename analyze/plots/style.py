@@ -84,6 +84,12 @@ def grid_width(n: int) -> float:
     return max(COLUMN, min(PAGE, 0.5 + 1.65 * n))
 
 
+def fit_columns(labels: Sequence[str]) -> int:
+    """Columns of a legend that a page has room for."""
+    longest = max((len(label) for label in labels), default=1)
+    return max(1, min(len(labels), 5, 110 // (longest + 6)))
+
+
 def count_axis(axis: Axes) -> None:
     """A logarithmic x axis of whole numbers, with powers of two as ticks."""
     axis.set_xscale("log", base=2)
