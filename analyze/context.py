@@ -1,6 +1,7 @@
 """What an analysis hands from step to step."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -36,6 +37,8 @@ class Context(NamedTuple):
     """What the battery needs; None where too few images have a caption."""
     words: Words | None = None
     """What features are named by."""
+    scratch: Path | None = None
+    """Folder for codes while the analysis runs; None for memory."""
 
 
 class Outcome(NamedTuple):

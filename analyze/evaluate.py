@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from thresher.analyze.config import Thresholds
 from thresher.analyze.measure import Measured
 from thresher.analyze.metrics import modality
-from thresher.analyze.metrics.activity import ActivitySums, count_fires, find_dead, mean_energy
+from thresher.analyze.metrics.activity import count_fires, find_dead, mean_energy
 from thresher.analyze.metrics.estimate import Estimate, estimate, exact
 from thresher.analyze.metrics.gap import Gap, decompose_gap
 from thresher.analyze.metrics.modality import ModalityScores, score_modality
@@ -68,13 +68,14 @@ def count_dense(measured: Mapping[str, Measured]) -> int:
 
 
 def evaluate_modality(
-    image: ActivitySums,
-    text: ActivitySums,
+    measured: Mapping[str, Measured],
     resample: Resample,
     dictionary: Float[np.ndarray, "feature d_in"],
     thresholds: Thresholds,
 ) -> ModalityResult:
-    """Scores, classes and their summaries."""
+    """Scores, classes and their summaries. Energies are means over rows; the gap is that of the mean items, as everywhere."""
+    image, text = measured["image"].activity, measured["text"].activity
+    means = [one.codes.sum(axis=0) / len(one.codes.indptr[1:]) for one in (measured["image"], measured["text"])]
     scores = score_modality(image, text, resample.pseudo_counts(len(dictionary)))
     text_below, image_above = thresholds.text_below, thresholds.image_above
     energy = (mean_energy(image) + mean_energy(text)) / 2
@@ -84,7 +85,7 @@ def evaluate_modality(
         classes=modality.classify(scores.energy, scores.energy_interval, text_below, image_above),
         energy=energy,
         n_fires=n_fires,
-        gap=decompose_gap(image.total / image.rows[0], text.total / text.rows[0], dictionary),
+        gap=decompose_gap(means[0], means[1], dictionary),
         shares=_share_classes(scores, thresholds),
         energy_shares=modality.share_energy(scores.energy, energy, text_below, image_above),
         histograms=_histograms(scores.energy, energy, n_fires.sum(axis=0), thresholds.rare_below),

@@ -1,6 +1,7 @@
 """One pass over the held-out rows of a hook point: encode, decode, add up."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -48,9 +49,12 @@ def measure(
     resample: Resample,
     chunk_rows: int,
     advance: Callable[[int], None],
+    scratch: Path | None = None,
 ) -> Measured:
-    """Sufficient statistics of a panel. Memory: one chunk, [replicate, d_sae] sums, and the items' codes (sparse)."""
-    items, codes = RowsWriter(trained.sae.d_sae), RowsWriter(trained.sae.d_sae)
+    """Sufficient statistics of a panel. Memory: one chunk and [replicate, d_sae] sums; the items' codes (sparse) lie in files
+    of `scratch`, without it in memory."""
+    folders = [None if scratch is None else scratch / name for name in ("items", "codes")]
+    items, codes = (RowsWriter(trained.sae.d_sae, folder) for folder in folders)
     norm = trained.sae.dictionary.detach().double().norm(dim=1).cpu().numpy()
     total: _Sums | None = None
     for part in split_rows(panel, chunk_rows):

@@ -2,8 +2,10 @@
 
 import contextlib
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,7 @@ from thresher.analyze.evidence import count_items, make_evidence, read_presence
 from thresher.analyze.families import describe_families
 from thresher.analyze.functional.run import add_tests, fingerprint_files, read_words_of
 from thresher.analyze.functional.summary import summarize_tests
+from thresher.analyze.functional.words import Words
 from thresher.analyze.gallery import choose_features, make_cards
 from thresher.analyze.inputs import Inputs, open_inputs
 from thresher.analyze.language import measure_splice
@@ -71,12 +74,27 @@ def run(config: AnalyzeConfig) -> Path:
         require_umap()
     words = read_words_of(config, inputs)
     _start(config.out)
+    with _open_scratch(config.out) as scratch:
+        return _run(config, inputs, origin, words, Path(scratch))
+
+
+def _open_scratch(out: Path) -> TemporaryDirectory[str]:
+    """A folder for codes beside the results; what a killed analysis left there goes."""
+    for stale in out.parent.glob(f".{out.name}.codes-*"):
+        shutil.rmtree(stale, ignore_errors=True)
+    try:
+        return TemporaryDirectory(prefix=f".{out.name}.codes-", dir=out.parent)
+    except OSError as error:
+        raise AnalysisError(f"{out.parent}: no folder can be made there ({error.strerror}); choose another `out`") from error
+
+
+def _run(config: AnalyzeConfig, inputs: Inputs, origin: Mapping[str, str], words: Words | None, scratch: Path) -> Path:
     panels = open_panels(inputs.store, list(inputs.hook_points.values()), inputs.holdout, inputs.seed, config.limit)
     resample = Resample(config.n_bootstrap, config.seed)
     presence = read_presence(inputs.store, panels, resample, config.seed)
     probed = probe_concepts(inputs.store, panels, presence, config.chunk_rows) if presence else None
     study = prepare(config, inputs, panels, resample)
-    context = Context(config, inputs, panels, presence, probed, resample, study, words)
+    context = Context(config, inputs, panels, presence, probed, resample, study, words, scratch)
     n_rows = sum(len(panel.rows) for panel in panels.values())
     outcomes: dict[str, Outcome] = {}
     with progress("analyze", n_rows * len(inputs.saes), "rows") as advance:
@@ -143,10 +161,15 @@ def load_summary(folder: Path) -> list[dict[str, str]]:
     return summary_table(load_results(folder))
 
 
+def _scratch(context: Context, name: str, part: str) -> Path | None:
+    return None if context.scratch is None else context.scratch / name / part
+
+
 def _analyze(context: Context, name: str, trained: TrainedSAE, advance: Any) -> Outcome:
     config, store = context.config, context.inputs.store
+    folders = {modality: _scratch(context, name, modality) for modality in context.panels}
     measured = {
-        modality: measure(trained, store, panel, context.resample, config.chunk_rows, advance)
+        modality: measure(trained, store, panel, context.resample, config.chunk_rows, advance, folders[modality])
         for modality, panel in context.panels.items()
     }
     metrics: dict[str, Any] = {
@@ -168,9 +191,7 @@ def _analyze(context: Context, name: str, trained: TrainedSAE, advance: Any) -> 
         surveyed = survey(context, trained, measured, None)
         return Outcome(metrics, None, None, [], [], surveyed=surveyed, single=single, items=items)
     dictionary = trained.sae.dictionary.detach().double().cpu().numpy()
-    result = evaluate_modality(
-        measured["image"].activity, measured["text"].activity, context.resample, dictionary, config.thresholds
-    )
+    result = evaluate_modality(measured, context.resample, dictionary, config.thresholds)
     metrics["modality"] = describe_modality(result)
     metrics["modality"]["rare"] = count_rare(result.n_fires.sum(axis=0), config.thresholds.rare_below)
     outcome = _score(context, name, metrics, result, measured)
@@ -199,7 +220,9 @@ def _score(
         rows = tabulate_concepts(name, score, _f1(evidence), context.probed, result.classes, concepts, n_items)
     finding, tested = None, None
     if context.study is not None:
-        finding = examine(context.study, name, context.inputs, context.panels, measured, score)
+        finding = examine(
+            context.study, name, context.inputs, context.panels, measured, score, _scratch(context, name, "battery")
+        )
         metrics["battery"] = describe_battery(finding.groups)
         finding, tested = add_tests(context, name, finding, score)
         metrics |= {} if tested is None else {"functional": summarize_tests(tested)}

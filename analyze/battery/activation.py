@@ -12,8 +12,10 @@ from thresher.analyze.config import Battery, Thresholds
 from thresher.analyze.metrics import modality
 from thresher.analyze.metrics.activity import ActivitySums, count_fires
 from thresher.analyze.metrics.energy import effective_sample_size
+from thresher.analyze.metrics.grouping import count_columns
 from thresher.analyze.metrics.modality import ModalityScores, score_modality
 from thresher.analyze.metrics.resample import Resample
+from thresher.analyze.statistics.rows import iterate_rows, read_entries
 
 GATE = {modality.SHARED: BIMODAL, modality.IMAGE: IMAGE, modality.TEXT: TEXT, modality.UNDECIDED: UNDECIDED}
 """The gate by what the score alone says."""
@@ -74,10 +76,14 @@ def _find_status(
 
 
 def _measure_ess(image: csr_array, text: csr_array) -> Float[np.ndarray, " feature"]:
-    square, fourth = (
-        np.asarray(image.power(power).sum(axis=0) + text.power(power).sum(axis=0), dtype=np.float64) for power in (2, 4)
-    )
-    return effective_sample_size(square, fourth)
+    n_features = count_columns(image)
+    powers = np.zeros((2, n_features))
+    for codes in (image, text):
+        for rows in iterate_rows(codes):
+            entries = read_entries(codes, rows)
+            for total, power in zip(powers, (2, 4), strict=True):
+                total += np.bincount(entries.feature, weights=entries.value**power, minlength=n_features)
+    return effective_sample_size(powers[0], powers[1])
 
 
 def _mean(sums: ActivitySums) -> Float[np.ndarray, " feature"]:

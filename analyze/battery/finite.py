@@ -9,6 +9,7 @@ from scipy.stats import binom
 
 from thresher.analyze.metrics.grouping import count_columns
 from thresher.analyze.metrics.modality import ratio
+from thresher.analyze.statistics.rows import iterate_rows, read_entries
 
 N_BINS = 20
 DRAWS = 5
@@ -44,14 +45,17 @@ def control_histogram(
     """
     edges = np.linspace(0, 1, N_BINS + 1)
     size = (float(image.shape[0]), float(text.shape[0]))  # type: ignore[index]
-    fires = [np.bincount(codes.indices, minlength=count_columns(codes)).astype(np.int64) for codes in (image, text)]
+    generator = np.random.default_rng(seed)
+    sums = [_sum_energies(codes, size[0] / sum(size), generator) for codes in (image, text)]
+    fires = [one.fires for one in sums]
     kept = (fires[0] + fires[1] >= least_fires) & (fires[0] + fires[1] > 0)
     n = int(kept.sum())
-    energies = [np.asarray(codes.power(2).sum(axis=0), dtype=np.float64)[kept] for codes in (image, text)]
-    energy = np.stack([one / n_items for one, n_items in zip(energies, size, strict=True)])
+    energy = np.stack([one.energy[kept] / n_items for one, n_items in zip(sums, size, strict=True)])
     by_energy = ratio(energy[0], energy[1])
     by_count = ratio(fires[0][kept] / size[0], fires[1][kept] / size[1])
-    dealt = _deal_energies(csr_array(image[:, kept]), csr_array(text[:, kept]), size, seed)
+    on_image = (sums[0].on_image + sums[1].on_image)[:, kept]
+    on_text = np.maximum((sums[0].energy + sums[1].energy)[kept] - on_image, 0)
+    dealt = np.stack([on_image / size[0], on_text / size[1]])
     drawn = ratio(dealt[0], dealt[1])
     return Control(
         edges=edges,
@@ -77,20 +81,27 @@ def _deal_counts(n: Int[np.ndarray, " feature"], size: tuple[float, float], edge
     return np.diff(below, axis=1).mean(axis=0)
 
 
-def _deal_energies(
-    image: csr_array, text: csr_array, size: tuple[float, float], seed: int
-) -> Float[np.ndarray, "2 draw feature"]:
-    n_features = count_columns(image)
-    feature = np.concatenate([image.indices, text.indices])
-    energy = np.square(np.concatenate([image.data, text.data]))
-    total = np.bincount(feature, weights=energy, minlength=n_features)
-    generator = np.random.default_rng(seed)
-    found = np.empty((2, DRAWS, n_features))
-    for draw in range(DRAWS):
-        falls = generator.random(len(feature)) < size[0] / sum(size)
-        on_image = np.bincount(feature[falls], weights=energy[falls], minlength=n_features)
-        found[:, draw] = on_image / size[0], np.maximum(total - on_image, 0) / size[1]
-    return found
+class _Energies(NamedTuple):
+    fires: Int[np.ndarray, " feature"]
+    energy: Float[np.ndarray, " feature"]
+    """Sum of z^2."""
+    on_image: Float[np.ndarray, "draw feature"]
+    """The part that random deals give to images."""
+
+
+def _sum_energies(codes: csr_array, share: float, generator: np.random.Generator) -> _Energies:
+    """Sums in blocks; each firing falls on images with the chance `share`."""
+    n_features = count_columns(codes)
+    fires, energy, on_image = np.zeros(n_features, np.int64), np.zeros(n_features), np.zeros((DRAWS, n_features))
+    for rows in iterate_rows(codes):
+        entries = read_entries(codes, rows)
+        square = np.square(entries.value)
+        fires += np.bincount(entries.feature, minlength=n_features)
+        energy += np.bincount(entries.feature, weights=square, minlength=n_features)
+        falls = generator.random((DRAWS, len(square))) < share
+        for line, fallen in zip(on_image, falls, strict=True):
+            line += np.bincount(entries.feature[fallen], weights=square[fallen], minlength=n_features)
+    return _Energies(fires, energy, on_image)
 
 
 def _share(scores: np.ndarray, edges: np.ndarray) -> Float[np.ndarray, " bin"]:

@@ -9,13 +9,12 @@ from jaxtyping import Float, Int
 from thresher.analyze.battery.classes import BRIDGED, CLASSES, DEAD, SHARED, count, count_gates, count_with_and_without
 from thresher.analyze.battery.finite import control_histogram
 from thresher.analyze.battery.judge import Judged, Settings, find_bridged, reclassify, weigh_groups
-from thresher.analyze.battery.pairing import total
+from thresher.analyze.battery.pairing import derange_totals
 from thresher.analyze.metrics.estimate import Estimate, estimate
 from thresher.analyze.metrics.margin import divide_margin_by_class
 from thresher.analyze.metrics.needs import divide
 from thresher.analyze.statistics.margins import sum_class_margins
-from thresher.analyze.statistics.paired import sum_pairs
-from thresher.analyze.statistics.pairing import Pairing, Texts, derange
+from thresher.analyze.statistics.paired import sum_products
 from thresher.analyze.statistics.rows import iterate_blocks
 
 LABELS: Mapping[str, int] = {name: index for index, name in enumerate(CLASSES)}
@@ -59,7 +58,7 @@ def expect_false(judged: Judged, settings: Settings) -> dict[str, float] | None:
     None without derangements. Every `shared` or `bridged` found then is false.
     """
     seeds = range(settings.resample.seed + 1, settings.resample.seed + 1 + settings.battery.n_derangements)
-    counts = [count(reclassify(judged, total(derange(judged.totals.pairing, seed)), settings)) for seed in seeds]
+    counts = [count(reclassify(judged, derange_totals(judged.totals, seed), settings)) for seed in seeds]
     if not counts:
         return None
     return {name: float(np.mean([one[name] for one in counts])) for name in (SHARED, *BRIDGED)}
@@ -99,11 +98,10 @@ def margin_of_edges(
     """Sum of Bc_ij over chosen edges, in each resample."""
     if len(i) == 0:
         return np.zeros(len(weights))
-    pairing, dictionary = judged.totals.pairing, judged.sides.dictionary
-    texts = Texts(*(part[:, j] for part in pairing.texts))
-    groups = sum_pairs(Pairing(pairing.image[:, i], texts, *pairing[2:])).groups
+    groups, dictionary = judged.totals.sums.groups, judged.sides.dictionary
+    products = sum_products(judged.totals.pairing, i, j)
     n = np.maximum(weights @ groups.pairs, 1)[:, None]
-    covariance = weights @ groups.product / n - (weights @ groups.image / n) * (weights @ groups.text / n)
+    covariance = weights @ products / n - (weights @ groups.image[:, i] / n) * (weights @ groups.text[:, j] / n)
     return covariance @ np.einsum("ij,ij->i", dictionary[i], dictionary[j])
 
 

@@ -93,7 +93,7 @@ def judge(sides: Sides, embeddings: Embeddings | None, stability: Stability | No
     Raises AnalysisError when there are no pairs.
     """
     activation = judge_activation(sides, settings.thresholds, settings.battery, settings.resample)
-    totals = total(pair(sides))
+    totals = total(pair(sides), None if sides.scratch is None else sides.scratch / "postings")
     pairings = judge_pairing(totals, activation, sides.dictionary, settings)
     meanings = judge_meaning(sides, embeddings) if embeddings is not None else None
     weights = weigh_groups(totals, settings.resample)

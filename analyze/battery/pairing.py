@@ -1,27 +1,24 @@
 """Does a feature fire on both sides of the same pairs? Its correlation with itself and with its best partners, and chance."""
 
-import itertools
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from scipy.sparse import csc_array, csr_array
-from scipy.stats import hypergeom
 
 from thresher.analyze.metrics.association import control_false_discoveries
-from thresher.analyze.metrics.null import chance_of_products
+from thresher.analyze.metrics.null import Side, chance_of_pairing
 from thresher.analyze.metrics.pairs import Best, correlation, is_mutual
+from thresher.analyze.metrics.permutation import Levels, find_levels
 from thresher.analyze.statistics.gram import iterate_gram
-from thresher.analyze.statistics.paired import PairSums, Powers, find_marginals, sum_pairs
-from thresher.analyze.statistics.pairing import Pairing
+from thresher.analyze.statistics.paired import PairSums, find_marginals, sum_pairs
+from thresher.analyze.statistics.pairing import Pairing, derange
+from thresher.analyze.statistics.partners import Edges as Strongest
 from thresher.analyze.statistics.partners import walk_gram
+from thresher.analyze.statistics.rows import transpose
 
 MEMORY = 3e8
 """Bytes of the cross-modal Gram matrix held at once."""
-ENTRIES = 20_000_000
-"""Entries of the columns that are multiplied at once."""
-EXPECTED = 10.0
-"""Joint firings that chance has to give before the smooth approximation replaces the exact count."""
 
 
 class Totals(NamedTuple):
@@ -29,21 +26,25 @@ class Totals(NamedTuple):
 
     pairing: Pairing
     sums: PairSums
-    image_units: Int[np.ndarray, " feature"]
-    """Images that fire it."""
-    text_units: Int[np.ndarray, " feature"]
-    """Images with a caption that fires it."""
-    image: csc_array
-    """Codes of the images by feature [image, feature]."""
-    text: csc_array
-    """Codes of their captions added up [image, feature]."""
+    image: Levels
+    """Codes of the images, by feature."""
+    text: Levels
+    """Codes of their captions added up."""
+    scratch: Path | None = None
+    """Where matrices that are made on the way lie; None for memory."""
 
 
-def total(pairing: Pairing) -> Totals:
-    """Sums over pairs, and the codes by feature."""
-    text = csr_array(pairing.texts.total[pairing.partner])
-    units = [np.bincount(one.indices, minlength=pairing.n_features).astype(np.int64) for one in (pairing.image, text)]
-    return Totals(pairing, sum_pairs(pairing), units[0], units[1], pairing.image.tocsc(), text.tocsc())
+def total(pairing: Pairing, scratch: Path | None = None) -> Totals:
+    """Sums over pairs, and the levels of the codes."""
+    n = len(pairing.record)
+    levels = [find_levels(transpose(codes, scratch), n) for codes in (pairing.image, pairing.texts.total)]
+    return Totals(pairing, sum_pairs(pairing), levels[0], levels[1], scratch)
+
+
+def derange_totals(totals: Totals, seed: int) -> Totals:
+    """The same with the captions of other records; dealing captions changes no level."""
+    pairing = derange(totals.pairing, seed)
+    return totals._replace(pairing=pairing, sums=sum_pairs(pairing))
 
 
 class Edges(NamedTuple):
@@ -60,43 +61,37 @@ class Edges(NamedTuple):
     """Chance of such a product when the captions are dealt to the images at random; NaN where a side never varies."""
 
 
-def measure_edges(totals: Totals, i: Int[np.ndarray, " edge"], j: Int[np.ndarray, " edge"]) -> Edges:
-    """A_ij, rho_ij and their chance for chosen pairs of features.
+def measure_edges(
+    totals: Totals,
+    i: Int[np.ndarray, " edge"],
+    j: Int[np.ndarray, " edge"],
+    products: Float[np.ndarray, " edge"],
+    cofires: Int[np.ndarray, " edge"],
+) -> Edges:
+    """A_ij, rho_ij and their chance for chosen pairs of features, given their sums of products over pairs.
 
-    The tail of `chance_of_products`; where chance gives fewer than 10 joint firings, the exact chance of so many joint firings
-    or more (hypergeometric), because a sum of so few terms has no smooth distribution. Units are images with all their
-    captions. The choice between the two looks at each side alone, so it does not spoil the test.
+    Units are images with all their captions: captions of one image are not independent.
     """
-    products, cofires = np.zeros(len(i)), np.zeros(len(i), dtype=np.int64)
-    for part in _split(totals.image_units[i] + totals.text_units[j]):
-        both = csr_array(totals.image[:, i[part]].multiply(totals.text[:, j[part]]))
-        products[part] = np.asarray(both.sum(axis=0), dtype=np.float64)
-        cofires[part] = np.bincount(both.indices, minlength=part.stop - part.start)
-    marginals = find_marginals(totals.sums)
+    marginals, sums = find_marginals(totals.sums), totals.sums
     image, text = (marginals.image[i], marginals.image_deviation[i]), (marginals.text[j], marginals.text_deviation[j])
     rho = correlation(products, marginals.n, image, text)
-    n = totals.sums.n_images
-    smooth = chance_of_products(products, _pick(totals.sums.image_powers, i), _pick(totals.sums.text_powers, j), n)
-    exact = hypergeom.sf(cofires - 1, n, totals.image_units[i], totals.text_units[j])
-    is_many = totals.image_units[i] * totals.text_units[j] >= EXPECTED * n
+    sides = Side(sums.image_powers, totals.image).take(i), Side(sums.text_powers, totals.text).take(j)
     varies = (image[1] > 0) & (text[1] > 0)
-    p = np.where(varies, np.where(is_many, smooth, exact), np.nan)
+    p = np.where(varies, chance_of_pairing(products, cofires, *sides, sums.n_images), np.nan)
     return Edges(i, j, products / marginals.n, np.where(varies, rho, np.nan), cofires, p)
 
 
 def measure_self(totals: Totals) -> Edges:
     """Each feature with itself."""
     every = np.arange(totals.pairing.n_features)
-    return measure_edges(totals, every, every)
+    return measure_edges(totals, every, every, totals.sums.groups.product.sum(axis=0), totals.sums.both)
 
 
 class Partners(NamedTuple):
     """Best partners, and the strongest edges."""
 
     best: Best
-    edges: Edges
-    cofires: Int[np.ndarray, " edge"]
-    """Pairs of which both ends fire."""
+    edges: Strongest
     n_candidates: tuple[int, int]
     """Features compared: on images, on texts."""
 
@@ -109,10 +104,15 @@ def find_partners(
     Goes through the cross-modal Gram matrix in blocks of features; memory does not grow with the number of pairs.
     """
     rows, columns = np.flatnonzero(on_image), np.flatnonzero(on_text)
-    blocks = iterate_gram(totals.pairing, rows, columns, MEMORY) if len(rows) and len(columns) else ()
+    blocks = iterate_gram(totals.pairing, rows, columns, MEMORY, totals.scratch) if len(rows) and len(columns) else ()
     walk = walk_gram(blocks, find_marginals(totals.sums), n_edges)
-    edges = measure_edges(totals, walk.edges.i.astype(np.int64), walk.edges.j.astype(np.int64))
-    return Partners(walk.best, edges, walk.edges.cofires, (len(rows), len(columns)))
+    return Partners(walk.best, walk.edges, (len(rows), len(columns)))
+
+
+def measure_found(totals: Totals, edges: Strongest, chosen: Int[np.ndarray, " edge"] | slice = slice(None)) -> Edges:
+    """The chance of edges that a walk has found, or of the `chosen` ones."""
+    i, j, products, cofires = (part[chosen] for part in (edges.i, edges.j, edges.product, edges.cofires))
+    return measure_edges(totals, i.astype(np.int64), j.astype(np.int64), products, cofires)
 
 
 class Partner(NamedTuple):
@@ -133,7 +133,9 @@ def choose_partner(totals: Totals, partners: Partners, is_image: Bool[np.ndarray
     feature = np.where(is_image, best.text_of_image, best.image_of_text)
     has = feature >= 0
     i, j = np.where(is_image, every, feature)[has], np.where(is_image, feature, every)[has]
-    edges = measure_edges(totals, i, j)
+    # The best partner of a feature is among its strongest edges, which are sorted by i, then j.
+    width = len(every)
+    edges = measure_found(totals, partners.edges, np.searchsorted(partners.edges.i * width + partners.edges.j, i * width + j))
     candidates = np.where(is_image[has], partners.n_candidates[1], partners.n_candidates[0])
     rho, p, mutual = np.full(len(every), np.nan), np.full(len(every), np.nan), np.zeros(len(every), dtype=bool)
     rho[has], p[has] = edges.rho, -np.expm1(candidates * np.log1p(-np.minimum(edges.p, 1 - 1e-16)))
@@ -148,16 +150,3 @@ def control(p: Float[np.ndarray, " test"], n_tests: int | None = None) -> Float[
         more = 1.0 if n_tests is None else max(n_tests / tested.sum(), 1.0)
         q[tested] = np.minimum(control_false_discoveries(p[tested]) * more, 1.0)
     return q
-
-
-def _pick(powers: Powers, features: Int[np.ndarray, " edge"]) -> Powers:
-    return Powers(*(one[features] for one in powers))
-
-
-def _split(cost: Int[np.ndarray, " edge"]) -> list[slice]:
-    """Slices of about equal work."""
-    if len(cost) == 0:
-        return []
-    piece = np.cumsum(cost) // ENTRIES
-    starts = [0, *(1 + np.flatnonzero(np.diff(piece))).tolist(), len(cost)]
-    return [slice(start, stop) for start, stop in itertools.pairwise(starts)]

@@ -70,3 +70,15 @@ def measure_stability(
         drawn = [draw_null(len(kept), width, 1, seed, n_other=size, signed=bool(is_signed)).mean for size in sorted(sizes)]
         null[kept] = np.mean(drawn)
     return Stability(found.mean(axis=0), null, len(others))
+
+
+def describe_stability(found: Stability | None) -> dict[str, Any]:
+    """Mean over the alive atoms of the matched cosine, beside that with random dictionaries; plain values."""
+    if found is None:
+        return {"n": 0, "stability": None}
+    known = np.isfinite(found.cosine)
+    means = {"value": found.cosine[known].mean(), "by_chance": found.null[known].mean()} if known.any() else {}
+    return {
+        "n": found.n_seeds,
+        "stability": {"value": None, "by_chance": None} | means | {"n": int(known.sum()), "unit": "atoms"},
+    }

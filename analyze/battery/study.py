@@ -14,7 +14,7 @@ from thresher.analyze.battery.expect import expect_classes, score_expected
 from thresher.analyze.battery.headline import summarize
 from thresher.analyze.battery.judge import Judged, Settings, judge
 from thresher.analyze.battery.meaning import Embeddings
-from thresher.analyze.battery.robust import find_seeds, measure_stability, open_seeds
+from thresher.analyze.battery.robust import describe_stability, find_seeds, measure_stability, open_seeds
 from thresher.analyze.battery.sides import Side, make_sides
 from thresher.analyze.battery.sources import Judges, find_embeddings
 from thresher.analyze.battery.steps import StepSums, follow_residuals, tabulate_steps
@@ -100,21 +100,20 @@ def examine(
     panels: Mapping[str, Panel],
     measured: Mapping[str, Measured],
     truth: TruthScore | None,
+    scratch: Path | None = None,
 ) -> Finding:
-    """Judge one dictionary and make its files."""
+    """Judge one dictionary and make its files; codes and what is made of them lie in `scratch`, if given."""
     trained = inputs.saes[name]
-    judged = _judge(study, name, inputs, panels, measured)
+    judged = _judge(study, name, inputs, panels, measured, scratch)
     groups: dict[str, Any] = summarize(judged, study.settings)
     groups["meaning"] = study.embeddings.source if study.embeddings is not None else "none"
     groups["pairs"] = {"n": len(study.pairs), "n_images": judged.totals.sums.n_images}
     codes = judged.sides.image.codes, judged.sides.text.codes
-    items = Items(*codes, study.pairs, judged.sides.image.record, judged.sides.dictionary)
+    pairing, dictionary = judged.totals.pairing, judged.sides.dictionary
+    items = Items(*codes, study.pairs, judged.sides.image.record, dictionary, pairing, judged.totals.scratch)
     groups["crossmodal"] = measure_crossmodal(items, study.settings.resample.seed)
     groups["alignment"] = judge_alignments(items, study.settings.resample.seed)
-    groups["seeds"] = {
-        "n": 0 if judged.stability is None else judged.stability.n_seeds,
-        "others": find_seeds(name, inputs.saes),
-    }
+    groups["seeds"] = describe_stability(judged.stability) | {"others": find_seeds(name, inputs.saes)}
     groups["calibration"] = study.calibration
     steps = {modality: one.steps for modality, one in measured.items() if one.steps is not None}
     columns = tabulate_features(judged, steps or None)
@@ -133,12 +132,19 @@ def examine(
     return Finding(judged, plain(groups), tables, steps or None)
 
 
-def _judge(study: Study, name: str, inputs: Inputs, panels: Mapping[str, Panel], measured: Mapping[str, Measured]) -> Judged:
+def _judge(
+    study: Study,
+    name: str,
+    inputs: Inputs,
+    panels: Mapping[str, Panel],
+    measured: Mapping[str, Measured],
+    scratch: Path | None,
+) -> Judged:
     trained, resample = inputs.saes[name], study.settings.resample
     dictionary = _read_dictionary(trained)
     sides = {modality: Side(one.codes, panels[modality].record, one.activity) for modality, one in measured.items()}
     n_records = next(iter(panels.values())).n_records
-    made = make_sides(sides["image"], sides["text"], study.pairs, dictionary, n_records)
+    made = make_sides(sides["image"], sides["text"], study.pairs, dictionary, n_records, scratch)
     others = [inputs.saes[other] for other in find_seeds(name, inputs.saes)]
     others += open_seeds(name, trained, study.settings.battery.seeds.get(name, ()))
     energy = made.image.activity.energy[0] + made.text.activity.energy[0]

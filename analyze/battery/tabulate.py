@@ -10,7 +10,7 @@ from thresher.analyze.battery.classes import BRIDGED, SHARED
 from thresher.analyze.battery.expect import NOTHING
 from thresher.analyze.battery.headline import find_bridges
 from thresher.analyze.battery.judge import Judged, Settings, interval
-from thresher.analyze.battery.pairing import control
+from thresher.analyze.battery.pairing import control, measure_found
 from thresher.analyze.battery.steps import StepSums, find_centroid
 from thresher.analyze.metrics.modality import ratio
 from thresher.analyze.metrics.needs import divide
@@ -143,7 +143,7 @@ def tabulate_truth(score: TruthScore, expected: np.ndarray, concepts: Sequence[C
 def tabulate_edges(judged: Judged, settings: Settings) -> dict[str, Any]:
     """Columns of edges.parquet, sorted by i, then j."""
     partners, dictionary = judged.pairings.partners, judged.sides.dictionary
-    edges, best = partners.edges, partners.best
+    edges, best = measure_found(judged.totals, partners.edges), partners.best
     sums = judged.totals.sums
     n = float(sums.n_pairs)
     cosine = np.einsum("ij,ij->i", dictionary[edges.i], dictionary[edges.j])
@@ -159,7 +159,7 @@ def tabulate_edges(judged: Judged, settings: Settings) -> dict[str, Any]:
         "A": edges.product,
         "Bc": divide(bridge, judged.margins.total[0]),
         "cos": cosine,
-        "count": partners.cofires,
+        "count": edges.cofires,
         "p": edges.p,
         "q": control(edges.p, partners.n_candidates[0] * partners.n_candidates[1]),
         "mutual": (best.text_of_image[edges.i] == edges.j) & (best.image_of_text[edges.j] == edges.i),

@@ -1,6 +1,6 @@
 """When features fire and how much energy they carry."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -25,6 +25,10 @@ class ActivitySums(NamedTuple):
     """Sum of z."""
     n_negative: Float[np.ndarray, " feature"]
     """Rows with z < 0."""
+    energy_square: Float[np.ndarray, " feature"]
+    """Sum over records of (sum of z^2)^2: how unequal the records are."""
+    energy_fourth: Float[np.ndarray, " feature"]
+    """Sum over records of (sum of z^2)^4."""
     firing_records: Float[np.ndarray, " feature"]
     """Records in which the feature fires at all."""
     records: float
@@ -42,13 +46,16 @@ def sum_activity(
     sum_per_record = membership(record, n_records)
     fires = codes.copy()
     fires.data = np.ones_like(codes.data)
-    per_record = sum_per_record @ fires
+    per_record, energy = sum_per_record @ fires, csr_array(sum_per_record @ codes.power(2))
+    powers = [np.asarray(energy.power(power).sum(axis=0), dtype=np.float64) for power in (2, 4)]
     return ActivitySums(
         rows=weights @ np.bincount(record, minlength=n_records).astype(np.float64),
         fires=_weigh(weights, per_record),
-        energy=_weigh(weights, sum_per_record @ codes.power(2)),
+        energy=_weigh(weights, energy),
         total=np.asarray(codes.sum(axis=0), dtype=np.float64),
         n_negative=np.bincount(codes.indices[codes.data < 0], minlength=count_columns(codes)).astype(np.float64),
+        energy_square=powers[0],
+        energy_fourth=powers[1],
         firing_records=np.bincount(per_record.indices, minlength=count_columns(codes)).astype(np.float64),
         records=float(len(np.unique(record))),
     )
@@ -56,15 +63,8 @@ def sum_activity(
 
 def add_activity(first: ActivitySums, second: ActivitySums) -> ActivitySums:
     """Statistics of two chunks together."""
-    return ActivitySums(
-        rows=first.rows + second.rows,
-        fires=first.fires + second.fires,
-        energy=first.energy + second.energy,
-        total=first.total + second.total,
-        n_negative=first.n_negative + second.n_negative,
-        firing_records=first.firing_records + second.firing_records,
-        records=first.records + second.records,
-    )
+    summed: list[Any] = [one + other for one, other in zip(first, second, strict=True)]
+    return ActivitySums(*summed)
 
 
 def count_fires(sums: ActivitySums) -> Int[np.ndarray, " feature"]:

@@ -6,12 +6,13 @@ from typing import NamedTuple, cast
 import numpy as np
 from jaxtyping import Float, Int
 from scipy.optimize import linear_sum_assignment
-from scipy.sparse import csc_array, csr_array
+from scipy.sparse import csc_array, csr_array, vstack
 
 from thresher.analyze.metrics.needs import divide, need_items
 from thresher.analyze.metrics.pairs import correlate_rows
 from thresher.analyze.statistics.gram import GramRows
 from thresher.analyze.statistics.paired import Marginals
+from thresher.analyze.statistics.rows import iterate_rows
 from thresher.errors import AnalysisError
 
 MOST = 16_384
@@ -76,10 +77,13 @@ def group_partners(
         return []
     order = np.lexsort((j, i))
     i, j = i[order], j[order]
-    by_feature = texts.tocsc()
+    wanted = np.unique(j)
+    by_feature = csc_array(vstack([texts[rows][:, wanted] for rows in iterate_rows(texts)], format="csc"))
     heads, first = np.unique(i, return_index=True)
     members = np.split(j, first[1:])
-    return [Group(int(head), some, _within(csc_array(by_feature[:, some]))) for head, some in zip(heads, members, strict=True)]
+    places = [np.searchsorted(wanted, some) for some in members]
+    within = [_within(csc_array(by_feature[:, place])) for place in places]
+    return [Group(int(head), some, jaccard) for head, some, jaccard in zip(heads, members, within, strict=True)]
 
 
 def _within(codes: csc_array) -> float:

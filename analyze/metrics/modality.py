@@ -4,16 +4,20 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
+from scipy.special import expit, logit
+from scipy.stats import norm, t
 
 from thresher.analyze.metrics.activity import ActivitySums
 from thresher.analyze.metrics.estimate import LEVEL, Estimate
 
 IMAGE, SHARED, TEXT, UNDECIDED, DEAD = "image", "shared", "text", "undecided", "dead"
 """Classes of features."""
+LEAST_RECORDS = 5
+"""Firing records of both modalities that an interval needs."""
 
 
 class Interval(NamedTuple):
-    """Ends of the 95 % interval per feature; NaN for dead features."""
+    """Ends of the 95 % interval per feature; NaN for dead features and those that fire in fewer than LEAST_RECORDS records."""
 
     low: Float[np.ndarray, " feature"]
     high: Float[np.ndarray, " feature"]
@@ -39,17 +43,20 @@ def score_modality(
     The interval resamples records. A bootstrap alone would be certain about a feature that fired three times, always on
     images; so each replicate adds a Gamma(1/2, 1) number of pseudo-firings to each modality, the Jeffreys prior of a rate,
     each with the energy of a typical firing record. With independent rows and constant z this is close to the posterior
-    Beta(n_image + 1/2, n_text + 1/2), and wider below ten firings. The score itself has no prior in it.
+    Beta(n_image + 1/2, n_text + 1/2), and wider below ten firings. The score itself has no prior in it. By energy the interval
+    is widened, see `_widen`; without that those of heavy-tailed codes would hold the truth in 80 to 90 % of all cases. Features
+    that fire in fewer than LEAST_RECORDS records have no interval.
     """
     counts = _replicate(image, text, image.fires, text.fires, pseudo_counts)
     energies = _replicate(image, text, image.energy, text.energy, pseudo_counts)
     is_signed = bool((image.n_negative + text.n_negative).any())
     means = (image.total / image.rows[0], text.total / text.rows[0])
+    is_enough = image.firing_records + text.firing_records >= LEAST_RECORDS
     return ModalityScores(
         energy=energies[0],
-        energy_interval=_interval(energies),
+        energy_interval=_interval(energies, _widen(image, text), is_enough),
         firing=counts[0],
-        firing_interval=_interval(counts),
+        firing_interval=_interval(counts, np.ones(len(is_enough)), is_enough),
         mean=np.full_like(means[0], np.nan) if is_signed else ratio(*means),
     )
 
@@ -78,15 +85,50 @@ def _replicate(
     return ratio(e_image, e_text)
 
 
-def _interval(replicates: Float[np.ndarray, "replicate feature"]) -> Interval:
-    """Percentiles of replicates 1 and up; the score itself always lies inside."""
-    if len(replicates) < 2:
-        return Interval(np.zeros_like(replicates[0]), np.ones_like(replicates[0]))
-    is_defined = np.isfinite(replicates[0])
+def _interval(
+    replicates: Float[np.ndarray, "replicate feature"],
+    factor: Float[np.ndarray, " feature"],
+    is_enough: Bool[np.ndarray, " feature"],
+) -> Interval:
+    """Percentiles of replicates 1 and up, their distances from the median times `factor` in log odds; the score lies inside."""
+    is_defined = np.isfinite(replicates[0]) & is_enough
     ends = np.full((2, replicates.shape[1]), np.nan)
-    found = np.nan_to_num(replicates[1:, is_defined], nan=0.5)
-    ends[:, is_defined] = np.quantile(found, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
-    return Interval(np.fmin(ends[0], replicates[0]), np.fmax(ends[1], replicates[0]))
+    if len(replicates) < 2:
+        ends[:, is_defined] = np.array([0.0, 1.0])[:, None]
+        return Interval(*ends)
+    found = logit(np.nan_to_num(replicates[1:, is_defined], nan=0.5))
+    low, middle, high = np.quantile(found, [(1 - LEVEL) / 2, 0.5, (1 + LEVEL) / 2], axis=0)
+    ends[0, is_defined] = expit(middle - (middle - low) * factor[is_defined])
+    ends[1, is_defined] = expit(middle + (high - middle) * factor[is_defined])
+    return Interval(np.minimum(ends[0], replicates[0]), np.maximum(ends[1], replicates[0]))
+
+
+def _widen(image: ActivitySums, text: ActivitySums) -> Float[np.ndarray, " feature"]:
+    """How much wider the interval has to be because the bootstrap knows the spread of the energies from few records.
+
+    The log of a modality's energy has about the variance (1 + c) / (n + 1/2), n firing records whose energies have the squared
+    coefficient of variation c. Three records tell hardly any c: each modality gets at least the one of both together. And what
+    is told is uncertain by itself: Student's t in place of the normal quantile, with the degrees of freedom 2 / CV^2 of the
+    estimated variance (Satterthwaite 1946), where energies all alike cost nothing.
+    """
+    drawn, target, doubt = np.zeros((3, len(image.total)))
+    sides = [(one.firing_records, *_vary(one)) for one in (image, text)]
+    together = sum(n * vary for n, vary, _ in sides) / np.maximum(sum(n for n, _, _ in sides), 1)
+    for n, vary, relative in sides:
+        at_least = np.where(n > 0, np.maximum(vary, together), 0)
+        drawn += (1 + vary) / (n + 0.5)
+        target += (1 + at_least) / (n + 0.5)
+        doubt += (at_least / (n + 0.5)) ** 2 * relative
+    freedom = 2 * target**2 / np.maximum(doubt, 1e-12 * target**2)
+    return t.ppf((1 + LEVEL) / 2, np.maximum(freedom, 1)) / norm.ppf((1 + LEVEL) / 2) * np.sqrt(target / drawn)
+
+
+def _vary(sums: ActivitySums) -> tuple[np.ndarray, np.ndarray]:
+    """Squared coefficient of variation of the energies of firing records, and that of their estimated mean square."""
+    has = sums.energy_square > 0
+    energy, square = np.where(has, sums.energy[0], 1), np.where(has, sums.energy_square, 1)
+    vary = np.maximum(sums.firing_records * square / energy**2 - 1, 0)
+    return np.where(has, vary, 0), np.where(has, sums.energy_fourth / square**2, 0)
 
 
 def classify(score: Float[np.ndarray, " feature"], interval: Interval, text_below: float, image_above: float) -> np.ndarray:
@@ -105,13 +147,13 @@ def share_of_class(score: Float[np.ndarray, " feature"], interval: Interval, bou
     """Share of alive features with bounds[0] <= score <= bounds[1].
 
     The ends are what the features allow: low counts those whose whole interval lies inside, high those whose interval
-    touches it. The distance between the ends is therefore the share of undecided features.
+    touches it (0 to 1 where there is none). The distance between the ends is therefore the share of undecided features.
     """
     alive = np.isfinite(score)
     n = int(alive.sum())
     if n == 0:
         return Estimate(None, None, None, 0, "alive features")
-    low, high, value = interval.low[alive], interval.high[alive], score[alive]
+    low, high, value = np.nan_to_num(interval.low[alive]), np.nan_to_num(interval.high[alive], nan=1.0), score[alive]
     inside = (value >= bounds[0]) & (value <= bounds[1])
     surely = (low >= bounds[0]) & (high <= bounds[1])
     maybe = (high >= bounds[0]) & (low <= bounds[1])

@@ -1,13 +1,69 @@
-"""What pairing at random would give: exact moments of a permutation of the pairs, p-values."""
+"""What pairing at random would give: p-values of a permutation of the pairs."""
+
+from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from scipy.special import gammainc, gammaincc, ndtr
+from scipy.stats import hypergeom
 
+from thresher.analyze.metrics.permutation import Levels, chance_beyond
 from thresher.analyze.statistics.paired import Powers
 
 SYMMETRIC = 1e-5
 """Below this skewness the normal distribution stands for Pearson's type III."""
+BULK = 0.25
+"""Standard deviations above the mean where the saddlepoint takes over; its formula is 0 / 0 at the mean."""
+
+
+class Side(NamedTuple):
+    """The codes of features over the units of one side, a line for each edge."""
+
+    powers: Powers
+    levels: Levels
+
+    def take(self, features: Int[np.ndarray, " edge"]) -> "Side":
+        """The features of some edges."""
+        return Side(Powers(*(one[features] for one in self.powers)), Levels(*(one[features] for one in self.levels)))
+
+
+def chance_of_pairing(
+    products: Float[np.ndarray, " edge"], cofires: Int[np.ndarray, " edge"], image: Side, text: Side, n_images: int
+) -> Float[np.ndarray, " edge"]:
+    """P(sum of products at least this large) when the texts are dealt to the images at random; one-sided, upper tail.
+
+    A permutation test of the correlation, since that is linear in the sum T. From `BULK` standard deviations above the mean
+    on the tail is that of the double saddlepoint (`permutation.chance_beyond`), below that of `chance_of_products`. Where all
+    codes of each side are equal, T counts joint firings, `cofires`, and the chance is hypergeometric. 1 where T is no more than
+    expected. Mean and variance of T are the exact ones of all permutations.
+    """
+    found = chance_of_products(products, image.powers, text.powers, n_images)
+    if n_images < 3:
+        return found
+    standardized = _standardize(products, image.powers, text.powers, float(n_images))
+    counts = _is_count(image.levels) & _is_count(text.levels) & (found < 1)
+    beyond = (standardized > BULK) & ~counts & (found < 1)
+    lines = np.flatnonzero(beyond)
+    sides = [Levels(*(one[lines] for one in side.levels)) for side in (image, text)]
+    found[lines] = chance_beyond(standardized[lines], sides[0], sides[1])
+    fires = [side.levels.units[counts, 1:].sum(axis=1) for side in (image, text)]
+    found[counts] = hypergeom.sf(cofires[counts] - 1, n_images, fires[0], fires[1])
+    return found
+
+
+def _is_count(levels: Levels) -> Bool[np.ndarray, " edge"]:
+    """Whether all codes that are not 0 are equal."""
+    used = levels.units > 0
+    used[:, 0] = False
+    highest = np.where(used, levels.value, -np.inf).max(axis=1)
+    lowest = np.where(used, levels.value, np.inf).min(axis=1)
+    return np.isclose(highest, lowest, rtol=1e-6, atol=0.0)
+
+
+def _standardize(products: np.ndarray, image: Powers, text: Powers, n: float) -> np.ndarray:
+    variance = _centre(image, n)[0] * _centre(text, n)[0] / (n - 1)
+    spread = np.sqrt(np.where(variance > 0, variance, 1))
+    return (products - image.first * text.first / n) / spread
 
 
 def chance_of_products(
@@ -24,9 +80,8 @@ def chance_of_products(
     `image` and `text` are power sums of the two features of each edge; the texts of one image are one b. 1 where a side is
     constant, where T is no more than expected, and with fewer than 3 images. Signed codes: as they are.
 
-    Measured on 2000 pairs, 2 million random pairings each of 0/1, exponential and log-normal codes with 0.2 to 11 joint firings
-    expected: it calls 0.4 to 2.1 times the nominal share at 1 % and 0.1 %, 0 to 2.5 times at 0.01 % and 0.001 %. The exact test
-    of joint firing (`association.chance_of`) does not see how strong the codes are and calls 0.05 to 1.3 times at 5 % to 0.1 %.
+    Right in the bulk, and in the tail of dense codes without heavy tails; with sparse codes of both signs it calls up to 40
+    times the nominal share at 0.01 %. For p-values take `chance_of_pairing`.
     """
     n = float(n_images)
     if n < 3:

@@ -1,5 +1,6 @@
 """The cross-modal measures that other work reports, of one dictionary, each beside what re-paired texts would give."""
 
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,12 +12,13 @@ from thresher.analyze.metrics.matching import Group, Matching, group_partners, m
 from thresher.analyze.metrics.modality import average_discrimination, ratio, tell_modality
 from thresher.analyze.metrics.needs import normalize_rows
 from thresher.analyze.metrics.overlap import cofire_proportion, compare_codes, firing_entropy, measure_overlap
-from thresher.analyze.metrics.pairs import classify_dominance, score_dominance, sum_dominance
+from thresher.analyze.metrics.pairs import Dominance, classify_dominance, score_dominance, sum_dominance
 from thresher.analyze.statistics.features import FeatureSums, sum_features
 from thresher.analyze.statistics.gram import iterate_gram
 from thresher.analyze.statistics.paired import Marginals, PairSums, find_marginals, sum_pairs
 from thresher.analyze.statistics.pairing import Pairing, derange, pair_codes
 from thresher.analyze.statistics.partners import Bridging, Walk, walk_gram
+from thresher.analyze.statistics.rows import iterate_blocks, release
 
 MARGINS = (0.01, 0.05, 0.1, 0.2, 0.3, 0.4)
 """Within this of 0 a modality score makes a feature one of texts, within this of 1 one of images (arXiv 2602.06218: 0.05)."""
@@ -31,6 +33,10 @@ N_PARTNERS = 16
 """Partners of a feature that can be in one group."""
 
 
+COMPARED = 20_000
+"""Pairs whose codes are compared with each other, at most, drawn at random."""
+
+
 class Items(NamedTuple):
     """Codes of items and which of them belong together."""
 
@@ -41,6 +47,10 @@ class Items(NamedTuple):
     pairs: Int[np.ndarray, "pair 2"]
     record: Int[np.ndarray, " image"]
     dictionary: Float[np.ndarray, "feature d_in"]
+    pairing: Pairing | None = None
+    """The same as a pairing, where it has been made."""
+    scratch: Path | None = None
+    """Folder for what is made on the way; None for memory."""
 
 
 class _Sums(NamedTuple):
@@ -59,13 +69,14 @@ def measure_crossmodal(items: Items, seed: int) -> dict[str, Any]:
 
     Two walks over the Gram matrix and one one-to-one matching each. Raises AnalysisError when nothing is paired.
     """
-    pairing = pair_codes(items.image, items.text, items.pairs, items.record)
+    pairing = items.pairing or pair_codes(items.image, items.text, items.pairs, items.record)
     features = sum_features(items.image), sum_features(items.text)
     bridging = Bridging(items.dictionary, label_regions(*features))
     sums = _collect(items, pairing, features, bridging)
     deranged = _collect(items, derange(pairing, seed), features, None)
-    image, text = (csr_array(side[items.pairs[:, c]]) for c, side in enumerate((items.image, items.text)))
-    dominance = classify_dominance(score_dominance(sum_dominance(image, text)))
+    chosen = _sample(items.pairs, seed)
+    image, text = (csr_array(side[chosen[:, c]]) for c, side in enumerate((items.image, items.text)))
+    dominance = classify_dominance(score_dominance(_sum_dominance(items)))
     return {
         "bridge": _describe_bridges(sums),
         "dominance": {name: int((dominance == name).sum()) for name in ("image", "cross", "text", "dead")},
@@ -76,20 +87,37 @@ def measure_crossmodal(items: Items, seed: int) -> dict[str, Any]:
     }
 
 
+def _sample(pairs: Int[np.ndarray, "pair 2"], seed: int) -> Int[np.ndarray, "pair 2"]:
+    if len(pairs) <= COMPARED:
+        return pairs
+    return pairs[np.sort(np.random.default_rng(seed).choice(len(pairs), COMPARED, replace=False))]
+
+
+def _sum_dominance(items: Items) -> Dominance:
+    """Over all pairs, in blocks."""
+    total = Dominance(np.zeros(len(items.dictionary)), np.zeros(len(items.dictionary), np.int64))
+    for rows in iterate_blocks(len(items.pairs)):
+        image, text = (csr_array(side[items.pairs[rows, c]]) for c, side in enumerate((items.image, items.text)))
+        part = sum_dominance(image, text)
+        total = Dominance(total.ratio + part.ratio, total.pairs + part.pairs)
+        release(items.image, items.text)
+    return total
+
+
 def _collect(items: Items, pairing: Pairing, features: tuple[FeatureSums, FeatureSums], bridging: Bridging | None) -> _Sums:
     image, text = features
     pairs = sum_pairs(pairing)
     rows, columns = np.flatnonzero(pairs.image_fires), np.flatnonzero(pairs.text_fires)
     marginals = find_marginals(pairs)
-    walk = walk_gram(iterate_gram(pairing, rows, columns), marginals, N_PARTNERS, bridging)
-    matching = _match(pairing, marginals, _strongest(image, rows), _strongest(text, columns))
+    walk = walk_gram(iterate_gram(pairing, rows, columns, scratch=items.scratch), marginals, N_PARTNERS, bridging)
+    matching = _match(items, pairing, marginals, _strongest(image, rows), _strongest(text, columns))
     edges = walk.edges
     groups = group_partners(edges.i, edges.j, edges.rho, GROUPED, items.text)
     return _Sums(image, text, pairs, walk, matching, groups)
 
 
-def _match(pairing: Pairing, marginals: Marginals, rows: np.ndarray, columns: np.ndarray) -> Matching:
-    return match_one_to_one(iterate_gram(pairing, rows, columns), marginals, rows, columns)
+def _match(items: Items, pairing: Pairing, marginals: Marginals, rows: np.ndarray, columns: np.ndarray) -> Matching:
+    return match_one_to_one(iterate_gram(pairing, rows, columns, scratch=items.scratch), marginals, rows, columns)
 
 
 def _strongest(sums: FeatureSums, features: np.ndarray) -> np.ndarray:

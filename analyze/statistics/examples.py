@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy.sparse import csr_array
 
-from thresher.analyze.statistics.rows import iterate_blocks, read_entries, shape_of
+from thresher.analyze.statistics.rows import iterate_rows, read_entries, shape_of
 
 ROWS = 65_536
 """Rows read at once. Any number gives the same examples."""
@@ -25,9 +25,9 @@ def find_examples(codes: csr_array, k: int) -> Examples:
 
     Only entries that beat the k-th best so far are sorted, so the cost is soon that of reading.
     """
-    n_rows, n_features = shape_of(codes)
+    n_features = shape_of(codes)[1]
     row, value = np.full((n_features, k), -1, np.int64), np.zeros((n_features, k))
-    for block in iterate_blocks(n_rows, ROWS):
+    for block in iterate_rows(codes, block=ROWS):
         entries = read_entries(codes, block)
         better = np.abs(entries.value) > np.abs(value[entries.feature, k - 1])
         feature = entries.feature[better].astype(np.int64)

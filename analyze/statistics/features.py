@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy.sparse import csr_array
 
-from thresher.analyze.statistics.rows import iterate_blocks, read_entries, shape_of
+from thresher.analyze.statistics.rows import iterate_rows, read_entries, shape_of
 
 N_BINS = 64
 """Bins of the histogram of |z|."""
@@ -55,7 +55,7 @@ def sum_features(codes: csr_array) -> FeatureSums:
     sums = np.zeros((4, n_features))
     largest, first, last = np.zeros(n_features), np.full(n_features, n_rows, np.int64), np.full(n_features, -1, np.int64)
     histogram = np.zeros(n_features * N_BINS, np.int64)
-    for rows in iterate_blocks(n_rows):
+    for rows in iterate_rows(codes):
         row, feature, value = read_entries(codes, rows)
         size, square = np.abs(value), np.square(value)
         counts += np.stack([np.bincount(feature[chosen], minlength=n_features) for chosen in (value != 0, value < 0)])

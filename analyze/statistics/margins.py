@@ -10,7 +10,7 @@ from scipy.sparse import csr_array
 
 from thresher.analyze.statistics.paired import GROUPS
 from thresher.analyze.statistics.pairing import Pairing
-from thresher.analyze.statistics.rows import BLOCK, iterate_blocks, run_both
+from thresher.analyze.statistics.rows import BLOCK, iterate_blocks, release, run_both
 
 
 class MarginSums(NamedTuple):
@@ -110,3 +110,4 @@ def _by_group(pairing: Pairing) -> Iterator[_Gathered]:
             partner = pairing.partner[rows[block]]
             image, text = csr_array(pairing.image[rows[block]]), csr_array(pairing.texts.total[partner])
             yield _Gathered(group, image, text, pairing.n_texts[partner])
+            release(pairing.image, pairing.texts.total)

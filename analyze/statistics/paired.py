@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
+from scipy.sparse import csr_array
 
 from thresher.analyze.statistics.pairing import PairBlock, Pairing, iterate_pairs
 
@@ -95,6 +96,20 @@ def sum_pairs(pairing: Pairing) -> PairSums:
         text_powers=Powers(*powers[1]),
         groups=Grouped(pairs, *grouped.reshape(5, n_groups, n_features)),
     )
+
+
+def sum_products(pairing: Pairing, i: Int[np.ndarray, " edge"], j: Int[np.ndarray, " edge"]) -> Float[np.ndarray, "group edge"]:
+    """Sum of z_i^image z_j^text over the pairs of each group, for chosen pairs of features; groups as in `sum_pairs`."""
+    _, record = np.unique(pairing.record, return_inverse=True)
+    n_groups = int(min(GROUPS, record.max(initial=0) + 1))
+    found, start = np.zeros((n_groups, len(i))), 0
+    for block in iterate_pairs(pairing):
+        group = record[start : start + len(block.record)] % n_groups
+        start += len(block.record)
+        product = csr_array(block.image[:, i].multiply(block.texts.total[:, j]))
+        row = np.repeat(group, np.diff(product.indptr))
+        np.add.at(found, (row, product.indices), product.data)
+    return found
 
 
 def _add_block(block: PairBlock, group: np.ndarray, grouped: np.ndarray, counts: np.ndarray, powers: np.ndarray) -> None:

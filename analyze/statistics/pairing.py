@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Int
 from scipy.sparse import csr_array
 
-from thresher.analyze.statistics.rows import BLOCK, RowsWriter, iterate_blocks, shape_of
+from thresher.analyze.statistics.rows import BLOCK, RowsWriter, iterate_blocks, release, shape_of
 from thresher.errors import AnalysisError
 
 TRIES = 100
@@ -88,6 +88,7 @@ def pair_codes(
         texts = _add_up(csr_array(text[pairs[stored, 1]]), unit, block.stop - block.start)
         for writer, part in zip(writers, (csr_array(image[rows[block]]), *texts), strict=True):
             writer.append(part)
+        release(image, text)
     kept, total, energy, fires = (writer.finish() for writer in writers)
     return Pairing(kept, Texts(total, energy, fires), np.diff(bounds), np.arange(len(rows)), record[rows])
 
@@ -133,6 +134,7 @@ def iterate_pairs(pairing: Pairing) -> Iterator[PairBlock]:
         partner = pairing.partner[rows]
         texts = Texts(*(csr_array(part[partner]) for part in pairing.texts))
         yield PairBlock(csr_array(pairing.image[rows]), texts, pairing.n_texts[partner], pairing.record[rows])
+        release(pairing.image, *pairing.texts)
 
 
 def derange(pairing: Pairing, seed: int) -> Pairing:

@@ -1,5 +1,6 @@
 """Codes row by row, in memory or in files: what is written in pieces of any size reads as one matrix."""
 
+import mmap
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -97,6 +98,28 @@ def iterate_blocks(n_rows: int, block: int = BLOCK) -> Iterator[slice]:
         yield slice(start, min(start + block, n_rows))
 
 
+def iterate_rows(*matrices: csr_array, block: int = BLOCK) -> Iterator[slice]:
+    """Slices of the rows that all matrices have; what was read of mapped files is let go after each."""
+    for rows in iterate_blocks(shape_of(matrices[0])[0], block):
+        yield rows
+        release(*matrices)
+
+
+def release(*matrices: csr_array) -> None:
+    """Let go of the pages of mapped entries: they leave the process's memory and are read again when needed."""
+    for matrix in matrices:
+        _let_go(matrix.data)
+        _let_go(matrix.indices)
+
+
+def _let_go(array: np.ndarray) -> None:
+    below: object = array
+    while below is not None and not isinstance(below, mmap.mmap):
+        below = getattr(below, "base", None)
+    if below is not None and hasattr(mmap, "MADV_DONTNEED"):
+        below.madvise(mmap.MADV_DONTNEED)
+
+
 def read_entries(codes: csr_array, rows: slice) -> Entries:
     """The stored entries of some rows. Costs nothing but the row numbers."""
     starts = codes.indptr[rows.start : rows.stop + 1]
@@ -112,14 +135,14 @@ def transpose(codes: csr_array, folder: Path | None = None) -> csr_array:
     folder.mkdir(parents=True, exist_ok=True)
     n_rows, n_features = shape_of(codes)
     starts = np.zeros(n_features + 1, np.int64)
-    for block in iterate_blocks(n_rows):
+    for block in iterate_rows(codes):
         starts[1:] += np.bincount(read_entries(codes, block).feature, minlength=n_features)
     starts = np.cumsum(starts)
     shape = (max(int(starts[-1]), 1),)
     values = np.memmap(folder / "values.f8", np.float64, "w+", shape=shape)
     rows = np.memmap(folder / "rows.i4", np.int32, "w+", shape=shape)
     cursor = starts[:-1].copy()
-    for block in iterate_blocks(n_rows):
+    for block in iterate_rows(codes):
         entries = read_entries(codes, block)
         order = np.argsort(entries.feature, kind="stable")
         feature = entries.feature[order]
@@ -127,5 +150,7 @@ def transpose(codes: csr_array, folder: Path | None = None) -> csr_array:
         place = cursor[feature] + np.arange(len(feature)) - np.repeat(np.cumsum(counts) - counts, counts)
         values[place], rows[place] = entries.value[order], block.start + entries.row[order]
         cursor += counts
+        _let_go(values)
+        _let_go(rows)
     stored = int(starts[-1])
     return csr_array((values[:stored], rows[:stored], starts.astype(np.int32)), shape=(n_features, n_rows))

@@ -1,0 +1,95 @@
+"""Laws of the p-values of pairing: they are what dealing the texts gives, for codes of any sign and tail."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.sparse import csr_array
+from scipy.stats import hypergeom
+
+from thresher.analyze.battery.pairing import Totals, derange_totals, measure_self, total
+from thresher.analyze.metrics.null import Side, chance_of_pairing
+from thresher.analyze.metrics.permutation import N_LEVELS, find_levels
+from thresher.analyze.statistics import gram
+from thresher.analyze.statistics.gram import iterate_gram
+from thresher.analyze.statistics.pairing import derange, pair_codes
+
+UNITS, DEALS = 300, 10_000
+
+
+def pair(image: np.ndarray, text: np.ndarray) -> Totals:
+    every = np.arange(len(image))
+    return total(pair_codes(csr_array(image), csr_array(text), np.stack([every, every], axis=1), every))
+
+
+def draw(kind: str, fires: int, generator: np.random.Generator) -> np.ndarray:
+    codes = np.zeros(UNITS)
+    codes[:fires] = {
+        "exponential": generator.exponential(size=fires),
+        "normal": generator.normal(size=fires),
+        "Laplace": generator.laplace(size=fires),
+        "log-normal of both signs": generator.lognormal(0, 1, fires) * generator.choice([-1, 1], fires),
+    }[kind]
+    return codes
+
+
+@pytest.mark.parametrize("fires", [(20, 45), (60, 60), (300, 300)])
+@pytest.mark.parametrize("kind", ["exponential", "normal", "Laplace", "log-normal of both signs"])
+def test_one_in_a_hundred_and_one_in_a_thousand_deals_are_as_rare_as_the_p_value_says(
+    kind: str, fires: tuple[int, int]
+) -> None:
+    generator = np.random.default_rng(3)
+    image, text = (draw(kind, n, generator) for n in fires)
+    sums = np.concatenate([generator.permuted(np.tile(text, (2000, 1)), axis=1) @ image for _ in range(DEALS // 2000)])
+    found = pair(image[:, None], text[:, None])
+    sides = [
+        Side(powers, levels).take(np.zeros(2, np.int64))
+        for powers, levels in ((found.sums.image_powers, found.image), (found.sums.text_powers, found.text))
+    ]
+    beyond = np.quantile(sums, [0.99, 0.999])
+    p = chance_of_pairing(beyond, np.zeros(2, np.int64), sides[0], sides[1], UNITS)
+    # 100 and 10 deals lie beyond: counting is that sure. Where one product makes the tail, p is too large.
+    assert 0.75 < p[0] / 0.01 < 3.5
+    assert 0.4 < p[1] / 0.001 < 2.5
+
+
+def test_where_all_codes_are_equal_the_chance_is_that_of_firing_together() -> None:
+    generator = np.random.default_rng(0)
+    codes = 2.0 * (generator.random((UNITS, 12)) < np.linspace(0.05, 0.9, 12))
+    codes[:150, 0] = 2.0
+    found = measure_self(pair(codes, np.roll(codes, 7, axis=0)))
+    fires = (codes != 0).sum(0)
+    exact = hypergeom.sf(found.cofires - 1, UNITS, fires, fires)
+    np.testing.assert_allclose(found.p, np.where(found.rho > 0, exact, 1.0))
+
+
+def test_a_feature_that_follows_itself_is_as_sure_as_its_codes_allow() -> None:
+    generator = np.random.default_rng(1)
+    codes = generator.normal(size=(UNITS, 3)) * (np.arange(UNITS)[:, None] % [[20, 4, 1]] == 0)
+    p = measure_self(pair(codes, codes)).p
+    assert (p < [1e-6, 1e-25, 1e-60]).all()
+    assert (p >= 0).all()
+    assert (measure_self(derange_totals(pair(codes, codes), 0)).p > 1e-4).all()
+
+
+def test_the_gram_matrix_in_segments_is_the_whole(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    generator = np.random.default_rng(4)
+    image, text = (csr_array(generator.normal(size=(50, 6)) * (generator.random((50, 6)) < 0.4)) for _ in range(2))
+    pairs = np.stack([np.arange(50), generator.permutation(50)], axis=1)
+    pairing = derange(pair_codes(image, text, pairs, np.arange(50), tmp_path / "pairs"), 0)
+    every = np.arange(6)
+    whole = next(iterate_gram(pairing, every, every))
+    monkeypatch.setattr(gram, "SEGMENT", 7)
+    parts = next(iterate_gram(pairing, every, every, scratch=tmp_path / "postings"))
+    np.testing.assert_allclose(parts.products, whole.products, atol=1e-12)
+    np.testing.assert_array_equal(parts.cofires, whole.cofires)
+
+
+def test_levels_hold_all_units_and_the_sum_of_the_codes() -> None:
+    generator = np.random.default_rng(2)
+    codes = csr_array(generator.laplace(size=(5, 200)) * (generator.random((5, 200)) < [[0], [0.05], [0.3], [1], [0.9]]))
+    found = find_levels(codes, 200)
+    np.testing.assert_array_equal(found.units.sum(1), 200)
+    np.testing.assert_allclose((found.units * found.value).sum(1), codes.sum(axis=1), atol=1e-9)
+    assert (found.units[1, 1:] <= 1).all()
+    assert found.units.shape == (5, N_LEVELS)
