@@ -22,7 +22,7 @@ from unittest import mock
 import numpy as np
 import torch
 
-from thresher.data.store import Batch, HookPointSpec, Item, Rows, Store, StoreWriter, moments, open_store, verify_store
+from thresher.data.store import Batch, HookPointSpec, Item, Profile, Rows, Store, StoreWriter, moments, open_store, verify_store
 from thresher.data.store.schema import TORCH_DTYPE
 from thresher.data.stream import ActivationStream
 
@@ -68,8 +68,8 @@ def write_raw(path: Path, batches: list[Batch]) -> None:
     os.close(descriptor)
 
 
-def write_store(path: Path, batches: list[Batch], hook_points: list[HookPointSpec]) -> None:
-    with StoreWriter(path, {"of": "a benchmark"}, hook_points, ()) as writer:
+def write_store(path: Path, batches: list[Batch], hook_points: list[HookPointSpec], profile: Profile = "raw") -> None:
+    with StoreWriter(path, {"of": "a benchmark"}, hook_points, (), profile=profile) as writer:
         for batch in batches:
             writer.write(batch)
         writer.finish()
@@ -147,9 +147,9 @@ def run(folder: Path, arguments: argparse.Namespace) -> dict[str, list[Cost]]:
         add("write raw + fsync", [], write_raw, folder / "raw", batches)
         (folder / "raw").unlink()
         with mock.patch.object(moments, "add_rows"):
-            add("write store, without moments", [], write_store, path, batches, hook_points)
+            add("write store, without moments", [], write_store, path, batches, hook_points, arguments.profile)
         shutil.rmtree(path)
-        add("write store", [], write_store, path, batches, hook_points)
+        add("write store", [], write_store, path, batches, hook_points, arguments.profile)
         files, store = sorted(path.glob("acts.zarr/layers/*/activations/c/*/0")), open_store(path)
         chunk = torch.empty((1024, arguments.width), dtype=torch.bfloat16)
         order = np.random.default_rng(repeat).permutation(-(-store.rows("vision.0") // len(chunk)))
@@ -175,6 +175,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=768)
     parser.add_argument("--hooks", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--profile", choices=["raw", "compact", "archive"], default="raw", help="of the store")
     parser.add_argument("--writes-only", action="store_true", help="leave out reads and streams")
     parser.add_argument("--cold", action="store_true", help="evict the files before every read")
     parser.add_argument("--folder", type=Path, default=None, help="where to write; a temporary folder by default")
@@ -182,7 +183,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         costs = run(Path(folder), arguments)
     print(
-        f"{arguments.mb:.0f} MB, {arguments.hooks} hook points, {arguments.width} wide, bfloat16, {arguments.repeats} repeats"
+        f"{arguments.mb:.0f} MB, {arguments.hooks} hook points, {arguments.width} wide, bfloat16, {arguments.profile}, "
+        f"{arguments.repeats} repeats"
     )
     print(f"{'':38} {'GB/s':>8} {'of raw':>7} {'cpu s':>7} {'of raw':>7}")
     for name, found in costs.items():

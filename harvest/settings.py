@@ -71,8 +71,8 @@ class HarvestConfig:
     profile: Profile = "raw"
     """How rows lie in the store; values are the same. `raw`, as they are, is read and written at the speed of the disk.
     `compact` (lz4) and `archive` (zstd, transposed; the smallest and slowest) take less room, bfloat16 about three quarters,
-    float16 little less; they cannot be mapped into memory, read past the page cache (O_DIRECT) or be seen as HDF5 without a
-    copy, and training reads them more slowly."""
+    float16 little less; they cannot be mapped into memory, be read from the disk into place (O_DIRECT), or be seen as HDF5
+    without a copy, and training reads them more slowly, from small pools much more slowly."""
     portable_dtype: bool = False
     """Call bfloat16 uint16 in the store's zarr metadata, for readers that do not know bfloat16: they see its bits. thresher
     reads the same from both; `thresher store retype` changes it later."""

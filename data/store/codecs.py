@@ -13,8 +13,8 @@ from thresher.errors import StoreError
 
 Profile = Literal["raw", "compact", "archive"]
 """`raw`: rows as they are. `compact`: lz4, for disks and networks of less than about 1.5 GB/s. `archive`: zstd of transposed
-chunks, the smallest, for stores that are kept and seldom read. A store that is not raw cannot be mapped into memory, read
-past the page cache (O_DIRECT) or be seen as HDF5 without a copy."""
+chunks, the smallest, for stores that are kept and seldom read. A store that is not raw cannot be mapped into memory,
+be read from the disk into place, or be seen as HDF5 without a copy."""
 
 LITTLE: Mapping[str, Any] = {"name": "bytes", "configuration": {"endian": "little"}}
 TRANSPOSE: Mapping[str, Any] = {"name": "transpose", "configuration": {"order": [1, 0]}}
