@@ -81,7 +81,7 @@ class Site:
     nearest: int = 8
     """Nearest atoms per feature."""
     pairs: int = 60
-    """Images whose similarity to their captions is taken apart, drawn at random."""
+    """Images whose similarity to their captions is taken apart, and captions that are searched for, drawn at random."""
     layout: Literal["pca", "umap"] = "pca"
     """Maps of the atoms beside the two of principal components: `umap` needs umap-learn (the extra `umap`)."""
 

@@ -14,6 +14,7 @@ from thresher.analyze.results import summary_table
 from thresher.analyze.site.choose import N_BANDS, Chosen, choose_items
 from thresher.analyze.site.dashboards import MODALITIES, Dictionary, describe_features, list_edges, tabulate
 from thresher.analyze.site.explain import explain_pairs
+from thresher.analyze.site.find import find_images
 from thresher.analyze.site.items import Book, Catalogue, measure_items
 from thresher.analyze.site.layout import map_atoms
 from thresher.analyze.site.places import NO_TOKEN, Places
@@ -141,6 +142,8 @@ def _write_dictionary(folder: Path, site: Site, seed: int, one: Dictionary, show
         both = (shown.books["image"], shown.books["text"])
         pairs = explain_pairs((image, text), one.atoms, crossed.pairs, both, site.pairs, seed)
         write_shard(folder, f"{one.name}/pairs", pairs)
+        found = find_images((image, text), crossed.pairs, both, site.pairs, seed)
+        write_shard(folder, f"{one.name}/find", found)
     write_shard(folder, f"{one.name}/map", map_atoms(one.atoms, gap, one.alive(), with_umap=site.layout == "umap"))
 
 

@@ -22,6 +22,7 @@ VIEWS = [
     "#/bridge/one?ego=3",
     "#/map/one",
     "#/pairs/one",
+    "#/find/one",
     "#/compare",
 ]
 

@@ -82,7 +82,7 @@ def test_the_site_of_one_modality_has_no_view_between_two(visit: Visitor) -> Non
         visit.open(view)
         assert visit.page.locator("[role=alert]").count() == 0
         assert visit.page.locator("nav a").all_inner_texts() == ["Overview", "Features", "Map", "Compare"]
-        assert visit.page.locator("main a[href*='#/bridge'], main a[href*='#/pairs']").count() == 0
+        assert visit.page.locator("main a[href*='#/bridge'], main a[href*='#/pairs'], main a[href*='#/find']").count() == 0
     visit.open("#/overview")
     assert "One modality" in visit.page.inner_text(".warn")
     visit.open("#/pairs/topk")

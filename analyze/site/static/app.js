@@ -3,9 +3,9 @@
 (() => {
   const { h, link } = THRESHER;
   const main = document.getElementById("main"), nav = document.getElementById("nav"), pick = document.getElementById("sae");
-  const EVERY = [["overview", "Overview"], ["features", "Features"], ["bridge", "Bridges"], ["map", "Map"], ["pairs", "Pairs"], ["compare", "Compare"]];
+  const EVERY = [["overview", "Overview"], ["features", "Features"], ["bridge", "Bridges"], ["map", "Map"], ["pairs", "Pairs"], ["find", "Retrieval"], ["compare", "Compare"]];
   // Bridges and pairs are between two modalities.
-  const CROSSED = new Set(["bridge", "pairs"]), list = () => EVERY.filter(([view]) => !THRESHER.isSingle || !CROSSED.has(view));
+  const CROSSED = new Set(["bridge", "pairs", "find"]), list = () => EVERY.filter(([view]) => !THRESHER.isSingle || !CROSSED.has(view));
   const ALONE = new Set(["overview", "compare"]);
   let listen = null, turn = 0, shown = "";
 

@@ -73,7 +73,7 @@
 
   const section = sae => {
     const groups = THRESHER.run.groups[sae], about = THRESHER.run.saes[sae], single = THRESHER.isSingle;
-    const warnings = THRESHER.run.warnings.filter(one => one.sae === sae), views = single ? [["features", "All features"], ["map", "Map"]] : [["features", "All features"], ["bridge", "Bridge graph"], ["map", "Map"], ["pairs", "Pairs"]];
+    const warnings = THRESHER.run.warnings.filter(one => one.sae === sae), views = single ? [["features", "All features"], ["map", "Map"]] : [["features", "All features"], ["bridge", "Bridge graph"], ["map", "Map"], ["pairs", "Pairs"], ["find", "Retrieval"]];
     return h("section", { class: "card", "aria-labelledby": `sae-${sae}` },
       h("h2", { id: `sae-${sae}` }, sae, h("small", {}, ` ${about.architecture.kind}, ${show(about.d_sae)} atoms of ${show(about.d_in)}`)),
       h("p", { class: "links" }, views.map(([view, text]) => h("a", { href: link(view, sae) }, text))),
