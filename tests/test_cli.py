@@ -43,6 +43,7 @@ ANALYZE = {
     "figures": "none",
     "site": {"build": False},
     "functional": {"images": 0},
+    "battery": {"calibration_pairs": 0, "n_derangements": 1},
 }
 CONFIG = {"out": "out", "harvest": HARVEST, "train": {"mp": TRAIN}, "analyze": ANALYZE}
 

@@ -46,6 +46,7 @@ def write(path: Path, **changes: Any) -> Path:
             "figures": "none",
             "site": {"build": False},
             "functional": {"images": 0},
+            "battery": {"calibration_pairs": 0, "n_derangements": 1},
         },
     }
     path.write_text(yaml.safe_dump(values | changes, sort_keys=False))

@@ -27,6 +27,8 @@ UNSEEN = {"val": 396, "test": 355}
 """Rows of emoji.csv in the splits that the CLIP is not trained on."""
 TINYSTORIES_LOSS = 1.84
 """Nats per token of stories260K on the sample of TinyStories, as its model card says."""
+N_EMOJI = 256
+"""Harvested, of some 3,800."""
 BOOKS = ("tinystories_sample.txt", "wizard_of_oz.txt")
 
 
@@ -58,7 +60,8 @@ def clip(data: Path, work: Path) -> Path:
 def emoji(data: Path, work: Path, clip: Path) -> Path:
     places = [f"harvest.source.folder={data / 'emoji'}", f"harvest.model.name=local-dir:{clip}", f"out={work / 'emoji'}"]
     small = [f"train.{name}.epochs=1" for name in ("mp", "relu", "topk", "batch_topk")]
-    small += ["harvest.limit=512", "harvest.order=shuffled", "analyze.n_bootstrap=20", "analyze.figures=few"]
+    small += [f"harvest.limit={N_EMOJI}", "harvest.order=shuffled", "analyze.n_bootstrap=20", "analyze.figures=few"]
+    small += ["analyze.functional.draws=1"]
     return pipeline.run(pipeline.load(find_config("emoji.yaml"), [*places, *small]))
 
 
@@ -89,7 +92,7 @@ def test_the_store_of_emoji_holds_their_labels_as_the_table_has_them(data: Path,
     store = open_store(emoji.parent.parent / "store")
     labels = {row["hexcode"]: row["label"] for row in read_emoji(data)}
     images, texts = store.items("image").to_pydict(), store.items("text").to_pydict()
-    assert len(set(images["key"])) == 512
+    assert len(set(images["key"])) == N_EMOJI
     assert set(images["status"]) == {"ok"}
     assert all(thumbnail for thumbnail in images["thumbnail"])
     captions: dict[int, list[str]] = {}

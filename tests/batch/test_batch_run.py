@@ -47,6 +47,7 @@ BASE: dict[str, Any] = {
         "figures": "none",
         "site": {"build": False},
         "functional": {"images": 0},
+        "battery": {"calibration_pairs": 0, "n_derangements": 1},
     },
 }
 

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -155,8 +154,8 @@ def test_arrays_of_codecs_that_are_not_ours_go_through_zarr_python(memory):
 
 
 @pytest.mark.parametrize("profile", ["compact", pytest.param("archive", marks=pytest.mark.slow)])
-def test_a_killed_harvest_of_any_profile_resumes_to_the_same_bytes(profile, memory):
-    command = [sys.executable, str(Path(__file__).with_name("store_killer.py")), str(memory), "4", "3", profile]
+def test_a_killed_harvest_of_any_profile_resumes_to_the_same_bytes(profile, memory, python):
+    command = [python, str(Path(__file__).with_name("store_killer.py")), str(memory), "4", "3", profile]
     done = subprocess.run(command, capture_output=True, check=False, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr[-4000:]
     assert int(done.stdout.split()[0]) >= 4

@@ -1,7 +1,6 @@
 """Packed texts keep their activations in every precision and attention, compiled and spread; what mixes texts is refused."""
 
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -122,8 +121,10 @@ assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 1, "nothing was
 
 
 @pytest.mark.slow
-def test_packed_texts_of_a_compiled_model_keep_their_activations(make_causal_lm: Callable[..., Path], tmp_path: Path) -> None:
+def test_packed_texts_of_a_compiled_model_keep_their_activations(
+    make_causal_lm: Callable[..., Path], tmp_path: Path, python: Path
+) -> None:
     # In a process without jaxtyping's import hook, which torch.compile cannot trace.
-    command = [sys.executable, "-c", COMPILED, str(make_causal_lm(CONFIGS["llama"])), str(tmp_path)]
+    command = [python, "-c", COMPILED, str(make_causal_lm(CONFIGS["llama"])), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
