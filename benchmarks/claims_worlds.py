@@ -1,7 +1,7 @@
 """The claims about matching pursuit on one more world: sweep, analysis of every member, tables.
 
-Usage: python benchmarks/claims_worlds.py SWEEP.yaml OUT (--store STORE | --pairs PAIRS.npy) [KEY=VALUE ...]
-PAIRS.npy is [2, pair, width], images first; further arguments change the configuration of the sweep. Run again to resume.
+Usage: python benchmarks/claims_worlds.py SWEEP.yaml OUT (--store STORE | --pairs PAIRS.npy) [--records N]
+[--change KEY=VALUE ...]. PAIRS.npy is [2, pair, width], images first. Run again to resume.
 """
 
 import argparse
@@ -31,10 +31,10 @@ def main() -> None:
     source.add_argument("--store", type=Path)
     source.add_argument("--pairs", type=Path)
     parser.add_argument("--records", type=int, help="held-out records analyzed at most")
-    parser.add_argument("overrides", nargs="*")
+    parser.add_argument("--change", nargs="*", default=[], metavar="KEY=VALUE", help="of the configuration of the sweep")
     asked = parser.parse_args()
     store = asked.store if asked.pairs is None else import_world(asked.pairs, asked.out)
-    folder = sweep(load(asked.sweep, [f"base.store={store}", f"out={asked.out / 'sweep'}", *asked.overrides]))
+    folder = sweep(load(asked.sweep, [f"base.store={store}", f"out={asked.out / 'sweep'}", *asked.change]))
     analyze(configure(folder, store, asked.out / "analysis", asked.records))
     claims.print_claims(asked.out / "analysis")
 

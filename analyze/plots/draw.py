@@ -10,7 +10,7 @@ from thresher.analyze.plots.meaning import plot_ablation, plot_categories, plot_
 from thresher.analyze.plots.modality import plot_histograms
 from thresher.analyze.plots.overview import plot_cumulative, plot_energies, plot_pareto
 from thresher.analyze.plots.pick import list_ablations, list_reconstructions
-from thresher.analyze.plots.read import RunTables, SaeTables, read_run
+from thresher.analyze.plots.read import RunTables, SaeTables, add_sums, read_run
 from thresher.analyze.plots.space import plot_layers, plot_shift
 from thresher.analyze.plots.strengths import plot_strengths
 from thresher.analyze.plots.style import PER_FIGURE, Chart, Plot, save_plot
@@ -32,7 +32,7 @@ def draw_run(folder: Path, which: Which, out: Path | None = None) -> list[str]:
     """
     if which == "none":
         return []
-    out, run = folder / FIGURES if out is None else out, read_run(folder)
+    out, run = folder / FIGURES if out is None else out, add_sums(read_run(folder), folder)
     written: list[str] = []
     index: list[dict[str, Any]] = []
     for number, title, make in list_figures():

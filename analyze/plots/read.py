@@ -31,8 +31,8 @@ class SaeTables(NamedTuple):
     curves: Columns | None
     categories: Columns | None
     functional: Mapping[str, Any] | None
-    sums: Sums | None
-    """The sums over items, of this very store, dictionary and split; None where the analysis is of another version."""
+    sums: Sums | None = None
+    """The sums over items, see `add_sums`."""
 
 
 class RunTables(NamedTuple):
@@ -48,8 +48,22 @@ def read_run(folder: Path) -> RunTables:
     metrics = read_json(folder / "metrics.json")
     if metrics is None:
         raise AnalysisError(f"{folder}: no analysis: metrics.json is missing; run `thresher analyze` into it first")
-    saes = {name: _read_sae(folder / name, _find_origin(metrics, name)) for name in metrics["order"]}
+    saes = {name: _read_sae(folder / name) for name in metrics["order"]}
     return RunTables(metrics, read_json(folder / "space.json"), saes)
+
+
+def add_sums(run: RunTables, folder: Path) -> RunTables:
+    """The analysis with the sums of its dictionaries, where there are any and metrics.json says what they have to be made from.
+
+    Raises AnalysisError: sums of another store, dictionary or split.
+    """
+    saes: dict[str, SaeTables] = {}
+    for name, tables in run.saes.items():
+        origin = _find_origin(run.metrics, name)
+        saes[name] = tables
+        if origin is not None and (folder / name / SUMS).is_file():
+            saes[name] = tables._replace(sums=load_sums(folder / name, origin)[0])
+    return run._replace(saes=saes)
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
@@ -82,7 +96,7 @@ def _find_origin(metrics: Mapping[str, Any], name: str) -> dict[str, Any] | None
     return None if digest is None else {"store": metrics["store"]["fingerprint"], "sae": digest} | metrics["held_out"]
 
 
-def _read_sae(folder: Path, origin: Mapping[str, Any] | None) -> SaeTables:
+def _read_sae(folder: Path) -> SaeTables:
     return SaeTables(
         features=read_columns(folder / "features.parquet"),
         edges=read_columns(folder / "edges.parquet"),
@@ -92,5 +106,4 @@ def _read_sae(folder: Path, origin: Mapping[str, Any] | None) -> SaeTables:
         curves=read_columns(folder / "curves.parquet"),
         categories=read_columns(folder / "categories.parquet"),
         functional=read_json(folder / "functional.json"),
-        sums=load_sums(folder, origin)[0] if origin is not None and (folder / SUMS).is_file() else None,
     )

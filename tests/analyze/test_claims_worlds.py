@@ -17,7 +17,7 @@ def test_a_world_of_pairs_is_swept_and_analyzed_and_unrelated_pairs_share_nothin
     sweep = FOLDER.parent / "configs" / "claims-coco.yaml"
     changes = ["base.epochs=2", "seeds=[0]", "architectures={topk: {kind: topk}}", "grid.d_sae=[8]", "grid.l0=[2]"]
     monkeypatch.syspath_prepend(str(FOLDER))
-    arguments = [str(sweep), str(tmp_path / "world"), "--pairs", str(tmp_path / "pairs.npy"), *changes]
+    arguments = [str(sweep), str(tmp_path / "world"), "--pairs", str(tmp_path / "pairs.npy"), "--change", *changes]
     monkeypatch.setattr(sys, "argv", ["claims_worlds.py", *arguments])
     runpy.run_path(str(FOLDER / "claims_worlds.py"), run_name="__main__")
     printed = capsys.readouterr().out
