@@ -41,7 +41,7 @@ ACTIVE = ((2.5, 2.5), (5, 5), (15, 15), (50, 50), (500, 500), (9, 1), (27, 3), (
 WIDTH, REPLICATES = 60, 200
 LABELS = np.array([SHARED] * 4 + [SPECIFIC] * 7 + [BIAS])
 RATES = np.array([[0.2] * 4 + [0.15] * 4 + [0.0] * 3 + [1.0], [0.2] * 4 + [0.0] * 4 + [0.15] * 3 + [0.0]])
-D_IN, MOST, AT_ONCE = 16, 200_000, 2000
+D_IN, MOST, AT_ONCE = 16, 40_000, 2000
 
 
 def main() -> None:
@@ -79,7 +79,7 @@ def scatter(generator: np.random.Generator, draw: Draw, n: int, rate: float) -> 
 
 
 def cover_shares(repeats: int) -> None:
-    """Headline shares and R2 of a world of 12 features, against those of 200,000 records of it."""
+    """Headline shares and R2 of a world of 12 features, against those of 40,000 records of it."""
     truth = measure_world(np.random.default_rng(10**6), MOST, Resample(20, 0))
     for n in (20, 50, 100, 300, 1000):
         held: dict[str, list[bool]] = defaultdict(list)
