@@ -6,29 +6,20 @@ from typing import cast
 
 import pytest
 import torch
+from architectures import list_over_batches, list_over_rows
 from torch import Tensor, nn
 
 from thresher.config import validate
 from thresher.errors import CheckpointError, ConfigError
 from thresher.train.anneal import compute_k
 from thresher.train.arch import (
-    AbsTopK,
     Architecture,
     BatchTopK,
-    DistanceWeighted,
-    Gated,
-    JumpRelu,
     MatchingPursuit,
-    Matryoshka,
-    NestedTopK,
-    OrthogonalPursuit,
-    PAnneal,
     Relu,
-    Spade,
     TopK,
     build,
 )
-from thresher.train.arch.hull import HullConfig
 from thresher.train.config import TrainConfig
 from thresher.train.learner import Learner, accumulate_gradient
 from thresher.train.optimizer import OptimizerConfig, compute_learning_rate
@@ -36,27 +27,7 @@ from thresher.train.protocol import SAE
 
 D_IN, D_SAE, ROWS = 12, 40, 60
 
-OVER_ROWS: list[Architecture] = [
-    MatchingPursuit(d_sae=D_SAE, k=3),
-    MatchingPursuit(d_sae=D_SAE, k=3, dropout=0.3, redraw=4, revive=0.01, dead_after=100),
-    OrthogonalPursuit(d_sae=D_SAE, k=3),
-    Relu(d_sae=D_SAE, l0=3.0),
-    TopK(d_sae=D_SAE, k=3),
-    TopK(d_sae=D_SAE, k=3, hull=HullConfig(points=100, mixed=4)),
-    Gated(d_sae=D_SAE, l0=3.0),
-    AbsTopK(d_sae=D_SAE, k=3),
-    PAnneal(d_sae=D_SAE, l0=3.0, anneal_from=2, anneal_until=8, n_powers=4, n_remembered=2),
-    NestedTopK(d_sae=D_SAE, k=3),
-    Spade(d_sae=D_SAE, l0=3.0),
-    DistanceWeighted(d_sae=D_SAE, l0=3.0, unrolled=4),
-]
-"""Their loss is a mean over rows."""
-OVER_BATCHES: list[Architecture] = [
-    JumpRelu(d_sae=D_SAE, l0=3.0),
-    BatchTopK(d_sae=D_SAE, k=2.5),
-    Matryoshka(d_sae=D_SAE, k=2.5),
-]
-"""Something in their loss is decided over the batch."""
+OVER_ROWS, OVER_BATCHES = list_over_rows(D_SAE, 10), list_over_batches(D_SAE)
 
 
 def rows(seed: int, n: int = ROWS) -> Tensor:

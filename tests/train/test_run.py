@@ -8,27 +8,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from architectures import list_over_batches, list_over_rows
 
 from thresher.config import dump_config
 from thresher.data.store import open_store
 from thresher.data.stream import StreamConfig
 from thresher.errors import CheckpointError, ConfigError, StoreError, ThresherError
 from thresher.train.arch import (
-    AbsTopK,
     Architecture,
-    BatchTopK,
-    DistanceWeighted,
-    Gated,
-    JumpRelu,
     MatchingPursuit,
-    Matryoshka,
-    NestedTopK,
-    PAnneal,
-    Relu,
-    Spade,
     TopK,
 )
-from thresher.train.arch.hull import HullConfig
 from thresher.train.checkpoint import load_sae
 from thresher.train.config import TrainConfig
 from thresher.train.evaluate import evaluate
@@ -119,21 +109,11 @@ def test_planted_atoms_are_recovered(make_store, planted_atoms, tmp_path) -> Non
 @pytest.mark.parametrize(
     "sae",
     [
-        MatchingPursuit(d_sae=32, k=2, revive=0.01, dead_after=500),
         MatchingPursuit(d_sae=32, k=2, dropout=0.3, redraw=4, revive=0.01, revive_when="batch", dead_after=200),
         TopK(d_sae=32, k=2, selection="bf16"),
-        Relu(d_sae=32, l0=3.0),
         TopK(d_sae=32, k=2, dead_after=500),
-        BatchTopK(d_sae=32, k=2.5),
-        JumpRelu(d_sae=32, l0=3.0),
-        Matryoshka(d_sae=32, k=2.5),
-        Gated(d_sae=32, l0=3.0),
-        AbsTopK(d_sae=32, k=2, dead_after=500),
-        PAnneal(d_sae=32, l0=3.0, anneal_from=5, anneal_until=35, n_powers=6, n_remembered=3),
-        NestedTopK(d_sae=32, k=2),
-        TopK(d_sae=32, k=2, hull=HullConfig(points=150, mixed=4)),
-        Spade(d_sae=32, l0=3.0),
-        DistanceWeighted(d_sae=32, l0=3.0, unrolled=4),
+        *list_over_rows(32, 40)[1:],
+        *list_over_batches(32),
     ],
     ids=lambda sae: sae.kind,
 )

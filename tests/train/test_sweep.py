@@ -12,6 +12,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
+from architectures import list_over_batches, list_over_rows
 from typer.testing import CliRunner
 
 from thresher.cli import app
@@ -20,19 +21,10 @@ from thresher.data.stream import StreamConfig
 from thresher.errors import CheckpointError, ConfigError
 from thresher.train import run as single
 from thresher.train.arch import (
-    AbsTopK,
     BatchTopK,
     BatchTopKCrosscoder,
-    DistanceWeighted,
-    Gated,
-    JumpRelu,
     MatchingPursuit,
-    Matryoshka,
-    NestedTopK,
-    OrthogonalPursuit,
-    PAnneal,
     Relu,
-    Spade,
     TopK,
 )
 from thresher.train.checkpoint import load_sae
@@ -83,22 +75,7 @@ def rows(out: Path, name: str) -> list[dict[str, str]]:
 
 def test_members_end_bit_for_bit_as_if_each_were_trained_alone(make_store: MakeStore, tmp_path: Path) -> None:
     """Every architecture that is trained in steps, two seeds of one of them, and a member with an optimizer of its own."""
-    saes = [
-        MP,
-        MatchingPursuit(d_sae=32, k=2, dropout=0.3, redraw=4, dead_after=200),
-        OrthogonalPursuit(d_sae=32, k=2),
-        RELU,
-        TOPK,
-        BatchTopK(d_sae=32, k=2.5),
-        JumpRelu(d_sae=32, l0=3.0),
-        Matryoshka(d_sae=32, k=2.5),
-        Gated(d_sae=32, l0=3.0),
-        AbsTopK(d_sae=32, k=2, dead_after=500),
-        PAnneal(d_sae=32, l0=3.0, anneal_from=2, anneal_until=10),
-        NestedTopK(d_sae=32, k=2),
-        Spade(d_sae=32, l0=3.0),
-        DistanceWeighted(d_sae=32, l0=3.0, unrolled=4),
-    ]
+    saes = [*list_over_rows(32, 12), *list_over_batches(32)]
     named = {f"{index}-{sae.kind}": MemberConfig(sae=sae) for index, sae in enumerate(saes)}
     named["own"] = MemberConfig(sae=TOPK, optimizer=OptimizerConfig(lr=0.01, ema=0.9, clip=None))
     settings = configure(make_store(), tmp_path / "sweep", 12, members=named, seeds=(5,))
