@@ -174,15 +174,25 @@ def test_the_room_for_the_cache_is_the_least_that_the_system_grants(tmp_path, mo
     assert find_cache_room() is None
 
 
+def is_cached(descriptor: int) -> bool | None:
+    """Whether the beginning of a file is in the page cache; None where the file system does not say."""
+    try:
+        return os.preadv(descriptor, [bytearray(10)], 0, os.RWF_NOWAIT) == 10
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+
+
 def test_what_is_read_past_the_cache_does_not_fill_it(store, past_cache) -> None:
-    file = Path(store.path) / store.list_shards("vision.wide")[0][0]
-    descriptor = os.open(file, os.O_RDONLY)
+    descriptor = os.open(Path(store.path) / store.list_shards("vision.wide")[0][0], os.O_RDONLY)
     os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    if is_cached(descriptor) is not False:
+        pytest.skip("the file system keeps its files in memory, or does not say what it keeps")
     past_cache.read("vision.wide", 0, 900)
-    with pytest.raises(BlockingIOError):
-        os.preadv(descriptor, [bytearray(10)], 0, os.RWF_NOWAIT)
+    assert not is_cached(descriptor)
     store.read("vision.wide", 0, 900)
-    assert os.preadv(descriptor, [bytearray(10)], 0, os.RWF_NOWAIT) == 10
+    assert is_cached(descriptor)
     os.close(descriptor)
 
 
