@@ -21,6 +21,7 @@ from thresher.analyze.metrics.energy import effective_sample_size
 from thresher.analyze.metrics.naming import name_features
 from thresher.analyze.metrics.needs import divide, normalize_rows
 from thresher.analyze.site.layout import find_nearest
+from thresher.analyze.statistics.features import sum_features
 from thresher.train.checkpoint import TrainedSAE
 
 DENSE = "dense"
@@ -75,8 +76,8 @@ def _tabulate_activity(context: Context, measured: Measured, norm: np.ndarray) -
     sums, config = measured.activity, context.config
     records, rate = np.rint(sums.firing_records).astype(np.int64), sums.fires[0] / sums.rows[0]
     energy = sums.energy[0] / sums.rows[0] * norm**2
-    squares = (np.asarray(measured.codes.power(power).sum(axis=0), dtype=np.float64) for power in (2, 4))
-    ess = effective_sample_size(*squares)
+    codes, items = sum_features(measured.codes), sum_features(measured.items)
+    ess = effective_sample_size(codes.energy, codes.fourth)
     is_rare = (records < config.thresholds.rare_below) | (np.nan_to_num(ess) < config.battery.ess_below)
     rules = [(records == 0, DEAD), (is_rare, RARE), (rate > config.battery.dense_above, DENSE)]
     fires = count_fires(sums)
@@ -84,7 +85,7 @@ def _tabulate_activity(context: Context, measured: Measured, norm: np.ndarray) -
         "feature": np.arange(len(norm)),
         "status": np.select([rule for rule, _ in rules], [one for _, one in rules], OK),
         "n_fire": fires,
-        "n_item": np.bincount(measured.items.indices, minlength=len(norm)),
+        "n_item": items.fires,
         "n_record": records,
         "rate": rate,
         "ess": ess,
@@ -92,7 +93,7 @@ def _tabulate_activity(context: Context, measured: Measured, norm: np.ndarray) -
         "energy": energy,
         "energy_share": energy / max(float(energy.sum()), np.finfo(np.float64).tiny),
         "mean_active": divide(sums.total * norm, fires),
-        "largest": np.asarray(measured.items.max(axis=0).toarray(), dtype=np.float64).ravel() * norm,
+        "largest": items.largest * norm,
     }
 
 
