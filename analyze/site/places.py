@@ -7,8 +7,8 @@ import numpy as np
 from jaxtyping import Int
 
 from thresher.analyze.panels import Panel
-from thresher.analyze.site.tokens import decode_tokens
 from thresher.data.store import Store
+from thresher.harvest.spelling import decode_tokens
 
 PATCH = ("patch_row", "patch_column")
 NO_TOKEN = -1

@@ -18,8 +18,8 @@ from thresher.analyze.site.choose import choose_items
 from thresher.analyze.site.dashboards import Dictionary
 from thresher.analyze.site.items import Catalogue, measure_items
 from thresher.analyze.site.places import Places, find_frame
-from thresher.analyze.site.tokens import decode_tokens
 from thresher.analyze.site.traces import STEPS, Chunk, Wanted, pack, pack_traces, trace
+from thresher.harvest.spelling import decode_tokens
 
 
 @pytest.fixture(scope="module")

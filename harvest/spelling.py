@@ -24,7 +24,7 @@ def decode_tokens(model: Any, ids: Sequence[int]) -> dict[int, str]:
     try:
         tokenizer = _open_tokenizer(model if isinstance(model, Mapping) else {})
     except (ModelError, OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-        log(f"analyze: the site shows tokens by their ids ({error})")
+        log(f"tokens are shown by their ids ({error})")
         return {}
     anchor = tokenizer.encode(ANCHOR)[-1:] if not hasattr(tokenizer, "add_special_tokens") else _encode_plain(tokenizer)
     before = str(tokenizer.decode(anchor))
