@@ -21,7 +21,7 @@ SMALLEST = {
     "stream.py": ["--mb", "2", "--width", "64", "--repeats", "1", "--d-sae", "128", "--iterations", "1", "--without-saelens"],
     "sweep.py": ["--members=1,2", "--d-in=16", "--d-sae=32", "--iterations=2", "--rows=2000", "--rounds=1"],
     "train_step.py": ["32,128,4,64", "--rounds", "1"],
-    "trees.py": ["--rows=600", "--seeds=1", "--epochs=1", "--methods", "topk"],
+    "trees.py": ["--rows=600", "--seeds=1", "--epochs=1", "--methods", "mp", "topk"],
 }
 SHARED = [
     "contenders.py",
