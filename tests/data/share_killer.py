@@ -150,7 +150,7 @@ def spare(children: list[int]) -> None:
 
 def kill_together(path: Path, chance: random.Random, whole: Run) -> bool:
     """Let two or three write and be killed: one or all, from inside or from outside."""
-    n = chance.choice((2, 2, 3))
+    n = chance.choice((2, 2, 2, 3))
     victim = chance.randrange(n)
     if chance.random() < 0.6:
         step = chance.randrange(whole.changes // 2 // PARTS_PER_RUN)

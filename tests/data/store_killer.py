@@ -34,10 +34,10 @@ from thresher.testing.store import CONCEPTS, IDENTITY, expected_rows, make_batch
 HOOK_POINTS = [spec for spec in made_up.HOOK_POINTS if spec.name in ("vision.3", "vision.4", "vision.embed", "text.3")]
 N_BATCHES = 6
 ITEMS_PER_SHARD = 12
-KILLS_PER_STORE = 8
+KILLS_PER_STORE = 12
 PROFILE = sys.argv[4] if __name__ == "__main__" and len(sys.argv) > 4 else "raw"
-PARTS_PER_RUN = 3
-"""A kill comes within the first third of a whole run: else most stores would be done before they are killed."""
+PARTS_PER_RUN = 6
+"""A kill comes within the first sixth of a whole run: else most stores would be done before they are killed."""
 
 torch.set_num_threads(1)  # threads of a parent do not live on in its children
 pa.array(["a"])  # looks for pandas, which takes longer than all that a writer does here

@@ -27,14 +27,14 @@ def kill(program: str, *arguments: object) -> tuple[int, int]:
 def test_a_writer_killed_anywhere_leaves_a_store_that_resumes_to_the_same_bytes():
     n_killed, n_stores = kill("store_killer.py", 40, 7)
     assert n_killed >= 40
-    assert n_stores >= 4
+    assert n_stores >= 3
 
 
 @pytest.mark.slow
 def test_several_writers_killed_anywhere_leave_a_store_that_resumes_to_the_same_bytes():
     n_killed, n_stores = kill("share_killer.py", "folder", 200, 3)
     assert n_killed >= 200
-    assert n_stores >= 20
+    assert n_stores >= 15
 
 
 def test_one_of_two_writers_of_a_bucket_killed_at_any_request_leaves_a_store_that_resumes_to_the_files_of_a_folder(place):
