@@ -5,6 +5,7 @@ import runpy
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
@@ -21,7 +22,9 @@ SMALLEST = {
     "stream.py": ["--mb", "2", "--width", "64", "--repeats", "1", "--d-sae", "128", "--iterations", "1", "--without-saelens"],
     "sweep.py": ["--members=1,2", "--d-in=16", "--d-sae=32", "--iterations=2", "--rows=2000", "--rounds=1"],
     "train_step.py": ["32,128,4,64", "--rounds", "1"],
+    "store_profiles.py": ["--rows=64", "ROWS"],
     "trees.py": ["--rows=600", "--seeds=1", "--epochs=1", "--methods", "mp", "topk"],
+    "trust.py": ["chances", "2000"],
 }
 SHARED = [
     "contenders.py",
@@ -33,6 +36,7 @@ SHARED = [
     "loaders.py",
     "peers.py",
     "rows.py",
+    "site_browser.py",
     "site_world.py",
     "timing.py",
 ]
@@ -47,11 +51,14 @@ def test_every_benchmark_is_tried_here() -> None:
 
 @pytest.mark.parametrize("name", SMALLEST)
 def test_a_benchmark_runs_and_prints_a_table(
-    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], python: Path
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], python: Path, tmp_path: Path
 ) -> None:
+    np.save(tmp_path / "rows.npy", np.random.default_rng(0).standard_normal((64, 64), np.float32))
     monkeypatch.syspath_prepend(str(FOLDER))
     monkeypatch.setattr(sys, "executable", str(python))
-    monkeypatch.setattr(sys, "argv", [name, *SMALLEST[name]])
+    monkeypatch.setattr(
+        sys, "argv", [name, *(str(tmp_path / "rows.npy") if word == "ROWS" else word for word in SMALLEST[name])]
+    )
     with contextlib.nullcontext() if name != "gpu.py" else pytest.raises(SystemExit, match=r"^0$"):
         runpy.run_path(str(FOLDER / name), run_name="__main__")
     assert len(capsys.readouterr().out.splitlines()) > 3
