@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from scipy.sparse import csr_array
 from scipy.special import ndtr
 from torch import Tensor
@@ -34,7 +34,10 @@ class Levels(NamedTuple):
 
 
 def find_levels(postings: csr_array, n_units: int) -> Levels:
-    """Levels of codes [feature, unit]: one for each stored code where there are few, else of equal sums of |z|^1.5."""
+    """Levels of codes [feature, unit]: one for each stored code where there are few, else of equal sums of |z|^1.5.
+
+    No level has codes of both signs: what few positive codes reach must not drown among many negative ones.
+    """
     n_features = len(postings.indptr) - 1
     value, units = np.zeros((2, n_features, N_LEVELS))
     for feature in range(n_features):
@@ -42,15 +45,22 @@ def find_levels(postings: csr_array, n_units: int) -> Levels:
         units[feature, 0] = n_units - len(codes)
         if len(codes) == 0:
             continue
-        level = np.arange(len(codes))
-        if len(codes) >= N_LEVELS:
-            weight = np.abs(codes) ** 1.5
-            share = (np.cumsum(weight) - weight / 2) / weight.sum()
-            level = np.minimum((share * (N_LEVELS - 1)).astype(np.int64), N_LEVELS - 2)
+        n_negative, most = int(np.searchsorted(codes, 0.0)), N_LEVELS - 1
+        below = min(n_negative, most - min(len(codes) - n_negative, most // 2))
+        level = np.concatenate([_divide(codes[:n_negative], below), below + _divide(codes[n_negative:], most - below)])
         units[feature, 1:] = np.bincount(level, minlength=N_LEVELS - 1)
         total = np.bincount(level, weights=codes, minlength=N_LEVELS - 1)
         value[feature, 1:] = total / np.maximum(units[feature, 1:], 1)
     return Levels(value, units)
+
+
+def _divide(codes: Float[np.ndarray, " code"], n_levels: int) -> Int[np.ndarray, " code"]:
+    """The level of each of some sorted codes of one sign, from 0."""
+    if len(codes) <= n_levels:
+        return np.arange(len(codes))
+    weight = np.abs(codes) ** 1.5
+    share = (np.cumsum(weight) - weight / 2) / weight.sum()
+    return np.minimum((share * n_levels).astype(np.int64), n_levels - 1)
 
 
 def chance_beyond(standardized: Float[np.ndarray, " edge"], image: Levels, text: Levels) -> Float[np.ndarray, " edge"]:

@@ -53,6 +53,24 @@ def test_one_in_a_hundred_and_one_in_a_thousand_deals_are_as_rare_as_the_p_value
     assert 0.4 < p[1] / 0.001 < 2.5
 
 
+def test_a_few_codes_of_one_sign_do_not_drown_among_many_of_the_other() -> None:
+    generator = np.random.default_rng(5)
+    image, text = np.zeros((2, UNITS))
+    # As of a signed pursuit on CLIP embeddings: only the two positive codes of the images can make the sum large.
+    image[:30] = np.append(-generator.uniform(2, 10, 28), [2.2, 3.7])
+    text[:5] = generator.uniform(2, 6, 5)
+    sums = generator.permuted(np.tile(text, (20_000, 1)), axis=1) @ image
+    found = pair(image[:, None], text[:, None])
+    sides = [
+        Side(*one).take(np.zeros(1, np.int64))
+        for one in ((found.sums.image_powers, found.image), (found.sums.text_powers, found.text))
+    ]
+    for least in np.quantile(sums[sums > 0], [0.1, 0.9]):
+        p = chance_of_pairing(np.array([least]), np.zeros(1, np.int64), sides[0], sides[1], UNITS)
+        assert 0.3 < p[0] / (sums >= least).mean() < 4
+    assert found.image.value.max() == 3.7
+
+
 def test_where_all_codes_are_equal_the_chance_is_that_of_firing_together() -> None:
     generator = np.random.default_rng(0)
     codes = 2.0 * (generator.random((UNITS, 12)) < np.linspace(0.05, 0.9, 12))
