@@ -9,6 +9,7 @@ import torch
 from scipy.sparse import csr_array, diags_array
 
 from thresher.analyze.battery.steps import StepSums, add_steps, is_pursuit, sum_steps
+from thresher.analyze.kinds import KindSums, add_kinds, read_kinds, sum_kinds
 from thresher.analyze.metrics.activity import ActivitySums, add_activity, sum_activity
 from thresher.analyze.metrics.codes import count_active, to_matrix
 from thresher.analyze.metrics.grouping import max_rows, membership
@@ -31,6 +32,8 @@ class Measured(NamedTuple):
     """The mean z of each feature over the rows of each item [item, feature]."""
     steps: StepSums | None
     """What each step of a pursuit adds; None where codes have no order."""
+    kinds: KindSums | None = None
+    """What features do on tokens of images and of texts; None where an item's rows are not of both."""
 
 
 class _Sums(NamedTuple):
@@ -39,6 +42,7 @@ class _Sums(NamedTuple):
     reconstruction: ReconstructionSums
     activity: ActivitySums
     steps: StepSums | None
+    kinds: KindSums | None
 
 
 @torch.no_grad()
@@ -56,19 +60,26 @@ def measure(
     folders = [None if scratch is None else scratch / name for name in ("items", "codes")]
     items, codes = (RowsWriter(trained.sae.d_sae, folder) for folder in folders)
     norm = trained.sae.dictionary.detach().double().norm(dim=1).cpu().numpy()
+    kinds = read_kinds(store, panel)
     total: _Sums | None = None
     for part in split_rows(panel, chunk_rows):
-        chunk, largest, mean = _measure_chunk(trained, store, panel, part, resample, norm)
+        chunk, largest, mean = _measure_chunk(trained, store, panel, part, resample, norm, kinds)
         total = chunk if total is None else _add(total, chunk)
         items.append(largest)
         codes.append(mean)
         advance(part.stop - part.start)
     assert total is not None, "a panel has rows"
-    return Measured(total.reconstruction, total.activity, items.finish(), codes.finish(), total.steps)
+    return Measured(total.reconstruction, total.activity, items.finish(), codes.finish(), total.steps, total.kinds)
 
 
 def _measure_chunk(
-    trained: TrainedSAE, store: Store, panel: Panel, part: slice, resample: Resample, norm: np.ndarray
+    trained: TrainedSAE,
+    store: Store,
+    panel: Panel,
+    part: slice,
+    resample: Resample,
+    norm: np.ndarray,
+    kinds: np.ndarray | None,
 ) -> tuple[_Sums, csr_array, csr_array]:
     x = store.read_rows(panel.hook_point, panel.rows[part]).float()
     codes = trained.encode(x, panel.hook_point)
@@ -82,6 +93,7 @@ def _measure_chunk(
         reconstruction=sum_reconstruction(trained.normalizer.target(x), x_hat, count_active(matrix), from_first, weights),
         activity=sum_activity(matrix, from_first, weights),
         steps=sum_steps(codes, norm) if is_pursuit(trained) else None,
+        kinds=None if kinds is None else sum_kinds(matrix, kinds[part]),
     )
     group, n_items = item - item[0], int(item[-1] - item[0]) + 1
     return sums, max_rows(matrix, group, n_items), _mean_rows(matrix, group, n_items)
@@ -101,4 +113,5 @@ def _add(first: _Sums, second: _Sums) -> _Sums:
         reconstruction=add_reconstruction(first.reconstruction, second.reconstruction),
         activity=add_activity(first.activity, second.activity),
         steps=steps,
+        kinds=None if first.kinds is None or second.kinds is None else add_kinds(first.kinds, second.kinds),
     )

@@ -15,6 +15,7 @@ from thresher.analyze.battery.study import FEATURES
 from thresher.analyze.battery.tabulate import make_table
 from thresher.analyze.context import Context
 from thresher.analyze.functional.words import Words
+from thresher.analyze.kinds import tabulate_kinds
 from thresher.analyze.measure import Measured
 from thresher.analyze.metrics.activity import count_fires
 from thresher.analyze.metrics.energy import effective_sample_size
@@ -56,6 +57,7 @@ def describe_single(context: Context, name: str, trained: TrainedSAE, measured: 
     columns["nearest_cosine"] = cosine[:, 0] if near.shape[1] else np.full(len(atoms), np.nan)
     columns |= _measure_stability(context, name, trained, measured, dictionary)
     columns["step"] = np.full(len(atoms), np.nan) if measured.steps is None else find_centroid(measured.steps)
+    columns |= {} if measured.kinds is None else tabulate_kinds(measured.kinds, norm)
     if context.words is not None:
         columns |= _name(context, context.words, atoms)
     status = [str(one) for one in columns["status"]]

@@ -76,6 +76,10 @@ class Preparer:
         self._encoded = source if isinstance(source, EncodedSource) else None
         self._adapter = adapter
         self._modalities = modalities
+        # A text that is read behind its image is told with it: the image is an item, without rows.
+        self._listed: Sequence[Modality] = modalities
+        if adapter.reads_pairs and "image" not in modalities:
+            self._listed = ("image", *modalities)
         self._decode = decode
         self._transform = transform
         self.n_records = min(len(source), settings.limit or len(source))
@@ -106,7 +110,7 @@ class Preparer:
         decoded = self._decode_images([record.image for _, record in records])
         items, pairs, owners = self._list_items(records, decoded)
         self._check(items)
-        images = items.get("image", [])
+        images = items["image"] if "image" in self._modalities else []
         chunks = [*self._prepare_images(images, decoded), *self._prepare_texts(items.get("text", []), decoded, owners)]
         return Prepared(batch, items, pairs, chunks)
 
@@ -124,7 +128,7 @@ class Preparer:
         if not encoded:
             return _Pictures({}, {}, {}, None)
         if self._adapter.reads_pairs:
-            found = self._decode(encoded, self._settings.thumbnail if "image" in self._modalities else 0, list)
+            found = self._decode(encoded, self._settings.thumbnail, list)
             pictures = _index_pictures(numbers, found, is_list=True)
             if "image" not in self._modalities or not pictures.images:
                 return pictures
@@ -141,7 +145,7 @@ class Preparer:
         self, records: NumberedRecords, decoded: "_Pictures"
     ) -> tuple[dict[Modality, list[Item]], list[tuple[int, int]], list[int]]:
         """The items of a batch, the pairs among them, and for each text item the place of its record in the batch."""
-        items: dict[Modality, list[Item]] = {modality: [] for modality in self._modalities}
+        items: dict[Modality, list[Item]] = {modality: [] for modality in self._listed}
         pairs: list[tuple[int, int]] = []
         owners: list[int] = []
         for owner, (number, record) in enumerate(records):

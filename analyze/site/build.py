@@ -50,20 +50,23 @@ def build(
         (folder / source.name).write_bytes(source.read_bytes())
     same = {name: one.same() for name, one in catalogues.items()}
     books = {name: Book(one, same[name]) for name, one in catalogues.items()}
-    chosen = choose(site, dictionaries, same, {name: measure_items(one) for name, one in catalogues.items()})
-    budget = site.traces * MEGABYTE // max(len(dictionaries), 1)
+    picture = catalogues["text"].picture if "text" in catalogues else None
+    chosen = choose(site, dictionaries, same, {name: measure_items(one) for name, one in catalogues.items()}, picture)
+    n_traced = sum(one.places is not None for one in catalogues.values()) * len(dictionaries)
+    budget = site.traces * MEGABYTE // max(n_traced, 1)
     for one in dictionaries:
         found = chosen[one.name]
         packed = {
-            name: pack_traces(one.tracer, name, found[name], budget // len(catalogues))
+            name: pack_traces(one.tracer, name, found[name], budget)
             for name, catalogue in catalogues.items()
             if catalogue.places is not None and one.tracer is not None
         }
         places = catalogues["text"].places if "text" in packed else None
         tokens = {} if places is None else {"tokens": name_by_tokens(packed["text"], found["text"], places)}
         _write_dictionary(folder, site, facts.seed, one, _Shown(found, books, packed, tokens))
+    pictures = None if picture is None else books["text"].number_pictures(books["image"])
     n_items = {name: book.write_items(folder, name, site.thumbnail) for name, book in books.items()}
-    has_rows = {name: book.write_rows(folder, name) for name, book in books.items()}
+    has_rows = {name: book.write_rows(folder, name, pictures if name == "text" else None) for name, book in books.items()}
     write_shard(folder, "run", _describe(facts, dictionaries) | {"n_items": n_items, "rows": has_rows})
     return folder / INDEX
 
@@ -73,8 +76,10 @@ def choose(
     dictionaries: Sequence[Dictionary],
     same: Mapping[str, Int[np.ndarray, " item"]],
     sizes: Mapping[str, Int[np.ndarray, " item"]],
+    picture: Int[np.ndarray, " item"] | None = None,
 ) -> dict[str, dict[str, list[Chosen]]]:
-    """The items of all features, by dictionary and modality; `sizes` are the bytes of the items.
+    """The items of all features, by dictionary and modality; `sizes` are the bytes of the items, `picture`
+    the image that is shown with each text, -1 for none.
 
     Fewer items each when they would take more than the budget, the same number for all features and both modalities, so that
     pages stay comparable.
@@ -87,7 +92,11 @@ def choose(
             for one in dictionaries
         }
         # Thumbnails that are made smaller take less than this.
-        taken = {name: sizes[name][_find_shown(chosen, name, len(sizes[name]))].sum() for name in sizes}
+        shown = {name: _find_shown(chosen, name, len(sizes[name])) for name in sizes}
+        if picture is not None:
+            seen = picture[shown["text"]]
+            shown["image"][seen[seen >= 0]] = True
+        taken = {name: sizes[name][shown[name]].sum() for name in sizes}
         if n_top <= 1 or all(taken[name] <= limits[name] for name in taken):
             return chosen
         n_top, n_samples = max(1, n_top * 2 // 3), n_samples * 2 // 3

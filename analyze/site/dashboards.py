@@ -23,7 +23,7 @@ LISTED = (
     "mu_energy_high", "mu_count", "rho", "q", "partner", "partner_rho", "partner_cos", "is_mutual", "mms_z", "agreement",
     "margin_self", "margin_loo", "gap_share", "gap_cosine", "stability", "step_image", "step_text",
     "tokens", "name_atom", "n_fire", "n_item", "n_record", "rate", "ess", "energy", "energy_share", "mean_active", "largest",
-    "nearest", "nearest_cosine", "step",
+    "nearest", "nearest_cosine", "step", "rate_image_tokens", "rate_text_tokens", "mu_tokens",
 )
 # fmt: on
 """Columns of features.parquet in the table of all features, where they exist; a feature's own page has all columns."""

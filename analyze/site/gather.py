@@ -10,7 +10,7 @@ from thresher.analyze.context import Context, Outcome
 from thresher.analyze.single import Single
 from thresher.analyze.site.dashboards import Crossed, Dictionary
 from thresher.analyze.site.items import Catalogue
-from thresher.analyze.site.places import read_places
+from thresher.analyze.site.places import find_pictures, list_pictures, read_places
 from thresher.analyze.site.traces import Traces, Wanted, encode_items, trace
 
 
@@ -21,12 +21,24 @@ def gather_dictionaries(context: Context, outcomes: Mapping[str, Outcome]) -> li
 
 
 def gather_catalogues(context: Context) -> dict[str, Catalogue]:
-    """The held-out items of each modality."""
+    """The held-out items of each modality, and the images that texts were read behind."""
     store, has_rows = context.inputs.store, context.config.site.traces > 0
-    return {
+    found = {
         name: Catalogue(store.items(panel.modality), panel.items, read_places(store, panel) if has_rows else None)
         for name, panel in context.panels.items()
     }
+    if "text" not in found or found["text"].places is None:
+        return found
+    panel = context.panels["text"]
+    if "image" not in found:
+        images = np.unique(list_pictures(store, panel))
+        if images.max(initial=-1) < 0:
+            return found
+        found["image"] = Catalogue(store.items("image"), images[images >= 0])
+    picture = find_pictures(store, panel, found["image"].items)
+    if (picture >= 0).any():
+        found["text"] = found["text"]._replace(picture=picture)
+    return found
 
 
 def _gather(name: str, outcome: Outcome) -> Dictionary | None:

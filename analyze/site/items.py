@@ -31,13 +31,17 @@ class Catalogue(NamedTuple):
     """Which of its rows are held out, in the order of the codes."""
     places: Places | None = None
     """Where their rows are, where items have many."""
+    picture: Int[np.ndarray, " item"] | None = None
+    """Of texts that a model reads behind an image: position of that image among the images, -1 where there is none."""
 
     def same(self) -> Int[np.ndarray, " item"]:
-        """One number per different text; images are all different, and so are items whose text is not stored."""
+        """One number per different text and image it was read behind; images and texts not stored are all different."""
         if "text" not in self.table.column_names:
             return np.arange(len(self.items))
         found = self.table.select(["key", "text"]).take(pa.array(self.items)).to_pylist()
-        return number_texts([str(one["text"] or ("", one["key"])) for one in found])
+        texts = [str(one["text"] or ("", one["key"])) for one in found]
+        seen = [-1] * len(texts) if self.picture is None else self.picture.tolist()
+        return number_texts([f"{picture} {text}" for picture, text in zip(seen, texts, strict=True)])
 
 
 class Book:
@@ -85,13 +89,24 @@ class Book:
             write_shard(folder, f"texts/{number:05d}", [str(one["text"] or one["key"])[:LONGEST_TEXT] for one in found])
         return len(rows)
 
-    def write_rows(self, folder: Path, modality: str) -> bool:
-        """Write what the rows of the items stand for that have a number; whether there is anything to say."""
+    def number_pictures(self, images: "Book") -> list[int | None] | None:
+        """Number of the image that each numbered text was read behind; None where no text has an image."""
+        picture = self._catalogue.picture
+        if picture is None:
+            return None
+        found = picture[np.array(self._positions, dtype=np.int64)]
+        return [images.number(found[[place]])[0] if found[place] >= 0 else None for place in range(len(found))]
+
+    def write_rows(self, folder: Path, modality: str, pictures: Sequence[int | None] | None = None) -> bool:
+        """Write what the rows of the items stand for that have a number, and `pictures`; whether there is anything to say."""
         places = self._catalogue.places
         if places is None:
             return False
-        for number, part in enumerate(_split(np.array(self._positions, dtype=np.int64), IMAGES_PER_SHARD)):
-            write_shard(folder, f"rows-{modality}/{number:05d}", [places.describe(item) for item in part.tolist()])
+        beside = [[]] * len(self._positions) if pictures is None else [[one] for one in pictures]
+        told = [(position, more) for position, more in zip(self._positions, beside, strict=True)]
+        for number, start in enumerate(range(0, len(told), IMAGES_PER_SHARD)):
+            part = told[start : start + IMAGES_PER_SHARD]
+            write_shard(folder, f"rows-{modality}/{number:05d}", [places.describe(item) + more for item, more in part])
         if places.token_id is not None:
             starts, ids = places.starts, places.token_id
             parts = [ids[starts[item] : starts[item + 1]] for item in self._positions]

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Int
 
 from thresher.analyze.panels import Panel
-from thresher.data.store import Store
+from thresher.data.store import Store, TokenKind
 from thresher.harvest.spelling import decode_tokens
 
 PATCH = ("patch_row", "patch_column")
@@ -59,13 +59,35 @@ def read_places(store: Store, panel: Panel) -> Places | None:
     token_id = None
     if panel.modality == "text":
         token_id = store.token_id_of(name)[panel.rows].astype(np.int64)
-        if patch is not None:
-            token_id = np.where((patch >= 0).all(axis=1), NO_TOKEN, token_id)
+        if "kind" in columns:
+            token_id = np.where(store.column_of(name, "kind")[panel.rows] == TokenKind.IMAGE, NO_TOKEN, token_id)
     if token_id is None and (patch is None or patch.max(initial=-1) < 0):
         return None
     starts = np.searchsorted(panel.item, np.arange(len(panel.items) + 1))
     used = [] if token_id is None else [one for one in np.unique(token_id).tolist() if one != NO_TOKEN]
     return Places(starts, token_id, patch, decode_tokens(store.identity.get("model"), used))
+
+
+def find_pictures(store: Store, panel: Panel, images: Int[np.ndarray, " image"]) -> Int[np.ndarray, " item"]:
+    """Which of `images` (rows of the store's table) each text of a panel was read behind; -1 where it is none of them."""
+    place = np.full(store.items("image", ["record"]).num_rows, -1)
+    place[images] = np.arange(len(images))
+    found = list_pictures(store, panel)
+    return np.where(found >= 0, place[found], -1) if len(place) else found
+
+
+def list_pictures(store: Store, panel: Panel) -> Int[np.ndarray, " item"]:
+    """The image in the store's table that each item of a panel was read behind; -1 where it is alone in its sequence."""
+    name = panel.hook_point
+    alone = np.full(len(panel.items), -1)
+    if panel.modality != "text" or "kind" not in store.columns_of(name):
+        return alone
+    is_behind = np.zeros(len(panel.items), dtype=bool)
+    is_behind[panel.item[store.column_of(name, "kind")[panel.rows] == TokenKind.IMAGE]] = True
+    owner = np.full(store.items("text", ["record"]).num_rows, -1)
+    pairs = store.pairs()
+    owner[pairs[:, 1]] = pairs[:, 0]
+    return np.where(is_behind, owner[panel.items], -1)
 
 
 def find_frame(model: Any) -> float | None:

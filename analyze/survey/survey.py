@@ -12,6 +12,7 @@ from torch import Tensor
 from thresher.analyze.battery.steps import is_pursuit
 from thresher.analyze.battery.study import EDGES, FEATURES, Finding
 from thresher.analyze.context import Context
+from thresher.analyze.kinds import tabulate_kinds
 from thresher.analyze.measure import Measured
 from thresher.analyze.metrics.pursuit import trace_pursuit
 from thresher.analyze.survey.categories import survey_categories
@@ -65,6 +66,8 @@ def survey(context: Context, trained: TrainedSAE, measured: Mapping[str, Measure
     parents = {concept.parent for concept in store.concepts}
     is_leaf = np.array([concept.name not in parents for concept in store.concepts], dtype=bool)
     columns = tabulate_further(trained, samples, finding.judged, context.presence, is_leaf, context.study.settings)
+    if (kinds := measured["text"].kinds) is not None:
+        columns |= tabulate_kinds(kinds, np.linalg.norm(atoms, axis=1))
     return Surveyed(found, tables, columns, tabulate_edge_meaning(finding.judged, embeddings, finding.tables[EDGES]))
 
 

@@ -149,7 +149,7 @@ def test_without_a_tokenizer_tokens_have_no_text_and_the_reason_is_told(capsys: 
     assert decode_tokens({"kind": "hf-causal-lm", "name": "/no/such/model"}, [1, 2]) == {}
     assert decode_tokens({}, [1]) == {}
     assert decode_tokens(None, []) == {}
-    assert "tokens by their ids" in capsys.readouterr().err
+    assert "tokens are shown by their ids" in capsys.readouterr().err
 
 
 def test_every_shown_item_says_what_its_rows_are(one: Dictionary, tmp_path: Path) -> None:

@@ -132,7 +132,7 @@ const THRESHER = { views: {}, order: { sae: "", ids: [] } };
     const by = new Map(shards.map((shard, k) => [shard, parts[k]]));
     return new Map(numbers.map(number => [number, by.get(Math.floor(number / size))[number % size]]));
   };
-  // What the rows of items stand for: [token ids, shape of the grid, cells]; null where items are single rows.
+  // What the rows of items stand for: [token ids, shape of the grid, cells, image in front]; null where items are single rows.
   THRESHER.rows = async (modality, numbers) => {
     if (!THRESHER.run.rows[modality]) return null;
     const known = await items(`rows-${modality}`, THRESHER.run.sizes.images, numbers);

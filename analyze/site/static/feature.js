@@ -20,23 +20,25 @@
   }));
   const captions = (side, [ids, codes], known, first) => h("ol", { class: "captions" }, ids.map((id, k) => {
     const trace = side.traces && side.traces[first + k], rows = known.rows && known.rows.get(id), has = trace !== undefined && rows;
+    const seen = has && known.seen.get(rows[3]), picture = seen ? THRESHER.picture(seen) : null;
     const said = has && rows[0] ? THRESHER.highlight(rows, trace, side.largest) : h("span", {}, known.items.get(id));
-    // A model that reads image and text in one sequence has patches in front of the tokens.
-    return h("li", { title: has ? null : strength(codes[k], side.top[1][0]) }, has && rows[1] ? h("div", { class: "beside" }, THRESHER.heat(null, rows, trace, side.largest), said) : said, h("small", {}, show(codes[k], 2)));
+    // A model that reads image and text in one sequence has an image in front of the tokens.
+    return h("li", { title: has ? null : strength(codes[k], side.top[1][0]) }, has && (rows[1] || picture) ? h("div", { class: "beside" }, rows[1] ? THRESHER.heat(picture, rows, trace, side.largest) : picture, said) : said, h("small", {}, show(codes[k], 2)));
   }));
 
   const items = (kind, side, known, draw) => {
     const starts = side.bands.map((_, k) => side.top[0].length + side.bands.slice(0, k).reduce((sum, band) => sum + band[0].length, 0));
-    const title = kind === "image" ? "Images" : THRESHER.isSingle ? "Texts" : "Captions";
+    const title = kind === "image" ? "Images" : known.seen.size ? "Texts and their images" : THRESHER.isSingle ? "Texts" : "Captions";
     return h("section", { class: "side", "aria-label": title },
       h("h2", { class: kind }, title, h("small", {}, side.n ? ` fires on ${show(side.n)}${kind === "text" ? " different ones" : ""}` : " fires on none")),
-      side.n && side.traces ? THRESHER.heatLegend(kind, side) : "",
+      side.n && side.traces ? THRESHER.heatLegend(kind, side, known.seen.size > 0) : "",
       side.n ? draw(side, side.top, known, 0) : "",
       side.bands.length ? h("details", { open: true }, h("summary", {}, "Samples from strong to weak"), h("div", {}, side.bands.map((band, k) => [h("h3", {}, bandName(k, side.bands.length)), draw(side, band, known, starts[k])]))) : "");
   };
   const know = async (kind, side) => {
     const [found, rows] = await Promise.all([(kind === "image" ? THRESHER.images : THRESHER.texts)(numbers(side)), side.traces ? THRESHER.rows(kind, numbers(side)) : null]);
-    return { items: found, rows };
+    const behind = [...(rows ? rows.values() : [])].map(one => one[3]).filter(one => one !== undefined && one !== null);
+    return { items: found, rows, seen: behind.length ? await THRESHER.images(behind) : new Map() };
   };
 
   const walk = (sae, feature) => {
@@ -58,6 +60,7 @@
     row.name_atom ? ["Name by vocabulary", `${row.name_atom} (${show(row.name_atom_z, 1)} standard deviations)`] : null,
     tokens ? ["Strongest on the tokens", tokens] : null,
     ["Fires on", `${percent(row.rate, 2)} of rows: ${show(row.n_fire)}, in ${show(row.n_item)} items of ${show(row.n_record)} records`],
+    row.rate_image_tokens === undefined ? null : ["By kind of token", `on ${percent(row.rate_image_tokens, 2)} of image tokens and ${percent(row.rate_text_tokens, 2)} of text tokens; ${percent(row.mu_tokens, 1)} of its energy per token on those of images`],
     ["Energy", `${show(row.energy)} per row, ${percent(row.energy_share, 2)} of that of all features`],
     ["z where it fires", `${show(row.mean_active)} on average, ${show(row.largest)} at most` + (row.n_negative ? `; negative in ${show(row.n_negative)} rows` : "")],
     ["Items its energy is worth", show(row.ess, 1)],

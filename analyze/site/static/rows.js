@@ -54,8 +54,8 @@
     layer.setAttribute("aria-label", top < 0 ? "no patch is active" : `${found.size} of ${shape[0] * shape[1]} patches are active, strongest ${at(top)}, ${value(found.get(top), largest)}`);
     paint(canvas, shape, found);
     ring.hidden = top < 0;
-    // A class token or a register can be stronger than all patches.
-    const whole = strongest(active), beside = whole >= 0 && !(top >= 0 && Math.abs(active.get(whole)) <= Math.abs(found.get(top)));
+    // A class token or a register can be stronger than all patches; a token of the text is underlined there.
+    const whole = strongest(active), beside = whole >= 0 && !(rows[0] && rows[0][whole] >= 0) && !(top >= 0 && Math.abs(active.get(whole)) <= Math.abs(found.get(top)));
     ring.style.cssText = `left:${100 * (top % shape[1]) / shape[1]}%;top:${100 * Math.floor(top / shape[1]) / shape[0]}%;width:${100 / shape[1]}%;height:${100 / shape[0]}%`;
     layer.addEventListener("mousemove", event => {
       const box = layer.getBoundingClientRect(), column = Math.floor((event.clientX - box.left) / box.width * shape[1]), row = Math.floor((event.clientY - box.top) / box.height * shape[0]);
@@ -68,7 +68,7 @@
       picture.addEventListener("load", place);
       if (picture.complete) place();
     } else cover(layer, shape[1], shape[0]);
-    return h("div", { class: "heat" }, picture || "", layer, beside ? h("small", { class: "heat-beside", title: `Strongest on row ${whole + 1} of ${rows[0] ? "the sequence" : "the image"}, which is no patch (a class token, a register, a token of the text): ${value(active.get(whole), largest)}` }, "no patch") : "");
+    return h("div", { class: "heat" }, picture || "", layer, beside ? h("small", { class: "heat-beside", title: `Strongest on row ${whole + 1} of ${rows[0] ? "the sequence" : "the image"}, which is no patch (a class token, a register): ${value(active.get(whole), largest)}` }, "no patch") : "");
   };
 
   // A line break would tear the text apart.
@@ -104,8 +104,8 @@
     return node;
   };
 
-  THRESHER.heatLegend = (kind, side) => {
+  THRESHER.heatLegend = (kind, side, hasImages) => {
     const toggle = h("input", { type: "checkbox", checked: true, onchange: event => event.target.closest(".side").classList.toggle("no-heat", !event.target.checked) });
-    return h("p", { class: "legend heat-legend" }, h("label", {}, toggle, " activations"), h("span", { class: "scale" }, "0 ", h("i", { class: "heat-scale" }), ` |z| ${show(side.largest, 2)}`), side.traces.some(one => [...unpack(one).values()].some(share => share < 0)) ? h("span", { class: "scale" }, h("i", { class: "cold-scale" }), " negative") : "", h("span", { class: "soft" }, kind === "image" ? "framed: the strongest patch" : "underlined: the strongest token"));
+    return h("p", { class: "legend heat-legend" }, h("label", {}, toggle, " activations"), h("span", { class: "scale" }, "0 ", h("i", { class: "heat-scale" }), ` |z| ${show(side.largest, 2)}`), side.traces.some(one => [...unpack(one).values()].some(share => share < 0)) ? h("span", { class: "scale" }, h("i", { class: "cold-scale" }), " negative") : "", h("span", { class: "soft" }, [kind === "image" || hasImages ? "framed: the strongest patch" : "", kind === "image" ? "" : "underlined: the strongest token"].filter(Boolean).join("; ")));
   };
 })();

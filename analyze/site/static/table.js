@@ -34,6 +34,9 @@
     n_item | items | 72 | 0 | items in which it fires
     n_fire | rows | 82 | 0 | rows on which it fires
     rate | rate | 78 | 4 | share of the rows on which it fires
+    rate_image_tokens | rate, image tokens | 140 | 4 | share of the tokens of images on which it fires
+    rate_text_tokens | rate, text tokens | 128 | 4 | share of the tokens of texts on which it fires
+    mu_tokens | score of tokens | 124 | 2 | its energy per token: 1 all on tokens of images, 0 all on tokens of texts
     energy | energy | 84 | 3 | E[z^2]
     energy_share | energy share | 124 | 4 | share of the energy of all features
     mean_active | mean z | 82 | 2 | mean z where it fires
