@@ -57,6 +57,6 @@ class Outcome(NamedTuple):
     functional: Mapping[str, Any] | None = None
     """What functional tests say; None without pairs or when none is asked for."""
     single: "Single | None" = None
-    """What is said of features where there is one modality; None with two."""
+    """What is said of features where there is one modality or too few pairs; None where the battery judged."""
     items: Mapping[str, csr_array] = MappingProxyType({})
     """The largest |z| of each feature in each item [item, feature], per modality."""

@@ -149,6 +149,10 @@ def load_results(folder: Path) -> dict[str, Any]:
     path = folder / METRICS
     try:
         found = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise AnalysisError(
+            f"{folder}: no finished analysis: {METRICS} is missing; run `thresher analyze` into it first"
+        ) from error
     except (OSError, ValueError) as error:
         raise AnalysisError(f"{path}: cannot be read ({error}); run the analysis again") from error
     if not isinstance(found, dict) or (found.get("format"), found.get("version")) != (FORMAT, VERSION):
@@ -186,7 +190,7 @@ def _analyze(context: Context, name: str, trained: TrainedSAE, advance: Any) -> 
     }
     items = {modality: one.items for modality, one in measured.items()}
     if len(measured) < 2:
-        single = describe_single(context, name, trained, next(iter(measured.values())))
+        single = describe_single(context, name, trained, measured)
         metrics["single"] = plain(single.groups)
         surveyed = survey(context, trained, measured, None)
         return Outcome(metrics, None, None, [], [], surveyed=surveyed, single=single, items=items)
@@ -196,6 +200,10 @@ def _analyze(context: Context, name: str, trained: TrainedSAE, advance: Any) -> 
     metrics["modality"]["rare"] = count_rare(result.n_fires.sum(axis=0), config.thresholds.rare_below)
     outcome = _score(context, name, metrics, result, measured)
     surveyed = survey(context, trained, measured, outcome.finding)
+    if outcome.finding is None:
+        single = describe_single(context, name, trained, measured, result)
+        metrics["single"] = plain(single.groups)
+        outcome = outcome._replace(single=single)
     return outcome._replace(surveyed=surveyed, finding=add_columns(outcome.finding, surveyed), items=items)
 
 

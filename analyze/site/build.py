@@ -169,6 +169,7 @@ def _describe(facts: Facts, dictionaries: Sequence[Dictionary]) -> dict[str, Any
         "warnings": facts.warnings,
         "summary": summary_table(results),
         "modalities": list(dictionaries[0].codes),
+        "is_judged": dictionaries[0].crossed is not None,
         "order": [one.name for one in dictionaries],
         "all": list(saes),
         "saes": {

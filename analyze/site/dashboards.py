@@ -47,13 +47,13 @@ class Dictionary(NamedTuple):
     features: Any
     """features.parquet, a pyarrow table."""
     groups: Mapping[str, Any]
-    """groups.json; of one modality, the part `single` of metrics.json."""
+    """groups.json; where features have no class, the part `single` of metrics.json."""
     codes: Mapping[str, csr_array]
     """Codes of the items of each modality [item, feature] for atoms of unit norm."""
     atoms: Float[np.ndarray, "feature d_in"]
     """Unit atoms."""
     crossed: Crossed | None
-    """None with one modality."""
+    """None with one modality, or with too few pairs to judge."""
     steps: Mapping[str, StepSums] | None
     """What each step of a pursuit codes, per modality."""
     ranked: Mapping[str, csr_array] = MappingProxyType({})

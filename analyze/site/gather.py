@@ -15,7 +15,7 @@ from thresher.analyze.site.traces import Traces, Wanted, encode_items, trace
 
 
 def gather_dictionaries(context: Context, outcomes: Mapping[str, Outcome]) -> list[Dictionary]:
-    """What the site shows of each dictionary: those that the battery judged, or all of one modality."""
+    """What the site shows of each dictionary."""
     found = [_gather(name, one) for name, one in outcomes.items()]
     return [_add_rows(context, one, outcomes[one.name]) for one in found if one is not None]
 
@@ -56,9 +56,8 @@ def describe_dictionary(name: str, finding: Finding) -> Dictionary:
 
 
 def describe_single_dictionary(name: str, single: Single) -> Dictionary:
-    """What the site shows of a dictionary of one modality."""
-    steps = None if single.steps is None else {single.modality: single.steps}
-    return Dictionary(name, single.features, single.groups, {single.modality: single.codes}, single.atoms, None, steps)
+    """What the site shows of a dictionary whose features have no class."""
+    return Dictionary(name, single.features, single.groups, single.codes, single.atoms, None, single.steps)
 
 
 def _add_rows(context: Context, one: Dictionary, outcome: Outcome) -> Dictionary:

@@ -162,11 +162,19 @@ def test_the_summary_says_how_many_are_shared_and_how_many_by_chance(scenes_repo
 def test_a_store_without_pairs_has_scores_and_says_why_it_has_no_more(make_store, make_sae, tmp_path: Path) -> None:
     store = make_store(tmp_path / "store", 130, is_paired=False)
     sae = make_sae(store, tmp_path / "sae", rows=3_000)
-    results = load_results(run(configure(store, {"one": sae}, tmp_path / "out")).parent)
+    results = load_results(run(configure(store, {"one": sae}, tmp_path / "out", site={"items": 3})).parent)
     assert "modality" in results["saes"]["one"]
     assert "battery" not in results["saes"]["one"]
     assert "no-pairs" in {one["id"] for one in json.loads((tmp_path / "out" / "warnings.json").read_text())}
-    assert not any((tmp_path / "out" / "one" / name).exists() for name in ("features.parquet", "edges.parquet", "groups.json"))
+    assert not any((tmp_path / "out" / "one" / name).exists() for name in ("edges.parquet", "groups.json"))
+    table = pq.read_table(tmp_path / "out" / "one" / "features.parquet")
+    assert "class" not in table.column_names
+    n_rows = {name: panel["n_rows"] for name, panel in results["held_out"]["panels"].items()}
+    for row in table.to_pylist():
+        assert row["n_fire"] == row["n_fire_image"] + row["n_fire_text"]
+        assert row["rate"] == pytest.approx(row["n_fire"] / sum(n_rows.values()))
+        assert all(row[f"rate_{name}"] == pytest.approx(row[f"n_fire_{name}"] / n) for name, n in n_rows.items())
+    assert '"is_judged":false' in (tmp_path / "out" / "site" / "data" / "run.js").read_text()
 
 
 def test_external_embeddings_judge_meaning_and_those_of_other_items_are_refused(

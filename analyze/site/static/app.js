@@ -4,7 +4,7 @@
   const { h, link } = THRESHER;
   const main = document.getElementById("main"), nav = document.getElementById("nav"), pick = document.getElementById("sae");
   const EVERY = [["overview", "Overview"], ["features", "Features"], ["bridge", "Bridges"], ["map", "Map"], ["pairs", "Pairs"], ["find", "Retrieval"], ["compare", "Compare"]];
-  // Bridges and pairs are between two modalities.
+  // Bridges and pairs are between two modalities, of features that were judged.
   const CROSSED = new Set(["bridge", "pairs", "find"]), list = () => EVERY.filter(([view]) => !THRESHER.isSingle || !CROSSED.has(view));
   const ALONE = new Set(["overview", "compare"]);
   let listen = null, turn = 0, shown = "";

@@ -80,7 +80,7 @@ const THRESHER = { views: {}, order: { sae: "", ids: [] } };
   // With one modality nothing is shared: features have a status instead of a class.
   THRESHER.start = run => {
     THRESHER.run = run;
-    THRESHER.isSingle = run.modalities.length < 2;
+    THRESHER.isSingle = !run.is_judged;
     if (THRESHER.isSingle) THRESHER.CLASSES = ["ok", "dense", "rare", "dead"];
   };
   // Features of a class, or status.

@@ -60,6 +60,7 @@
     row.name_atom ? ["Name by vocabulary", `${row.name_atom} (${show(row.name_atom_z, 1)} standard deviations)`] : null,
     tokens ? ["Strongest on the tokens", tokens] : null,
     ["Fires on", `${percent(row.rate, 2)} of rows: ${show(row.n_fire)}, in ${show(row.n_item)} items of ${show(row.n_record)} records`],
+    row.rate_image === undefined ? null : ["By modality", `${percent(row.rate_image, 2)} of image rows, ${percent(row.rate_text, 2)} of text rows; score ${show(row.mu_energy, 2)} [${show(row.mu_energy_low, 2)}, ${show(row.mu_energy_high, 2)}]`],
     row.rate_image_tokens === undefined ? null : ["By kind of token", `on ${percent(row.rate_image_tokens, 2)} of image tokens and ${percent(row.rate_text_tokens, 2)} of text tokens; ${percent(row.mu_tokens, 1)} of its energy per token on those of images`],
     ["Energy", `${show(row.energy)} per row, ${percent(row.energy_share, 2)} of that of all features`],
     ["z where it fires", `${show(row.mean_active)} on average, ${show(row.largest)} at most` + (row.n_negative ? `; negative in ${show(row.n_negative)} rows` : "")],
@@ -80,7 +81,7 @@
     const { before, after, where } = walk(sae, feature);
     const step = (to, text, name) => h("a", { href: to >= 0 && to < table.n ? link("feature", sae, to) : null, class: "button", "aria-label": name, "aria-disabled": String(!(to >= 0 && to < table.n)) }, text);
     const label = table.label(feature), single = THRESHER.isSingle;
-    const shown = h("div", { class: single ? null : "two" }, modalities.map((kind, k) => items(kind, found[kind], known[k], kind === "image" ? pictures : captions)));
+    const shown = h("div", { class: modalities.length < 2 ? null : "two" }, modalities.map((kind, k) => items(kind, found[kind], known[k], kind === "image" ? pictures : captions)));
     const activations = h("section", { class: "card" }, h("h2", {}, "Activations"), THRESHER.histogram(modalities.map(kind => [kind, found[kind].histogram]), THRESHER.run.bins), facts(single ? singleFacts(row, table.get("tokens", feature)) : crossedFacts(row)));
     const near = h("section", { class: "card" }, THRESHER.nearest(sae, table, found.nearest), every(row));
     main.append(

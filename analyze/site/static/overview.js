@@ -93,7 +93,7 @@
     const { run } = THRESHER, held = run.held_out;
     const general = run.warnings.filter(one => !one.sae || !run.groups[one.sae]);
     main.append(
-      h("h1", {}, THRESHER.isSingle ? `Features of ${run.modalities[0]}s` : "What image and text share"),
+      h("h1", {}, THRESHER.isSingle ? `Features of ${run.modalities.map(kind => kind + "s").join(" and ")}` : "What image and text share"),
       h("p", { class: "soft" }, `${run.store.model}, ${run.store.source}. Held out: ${show(held.records)} records (`, Object.entries(held.panels).map(([name, panel]) => `${name}: ${show(panel.n_items)} items at ${panel.hook_point}`).join("; "), `). Intervals: 95 %, ${run.n_bootstrap} resamples.`),
       general.length ? warn(general) : "",
       h("div", { class: "scroll" }, summary(run.summary)),
