@@ -18,7 +18,9 @@ from thresher.analyze.metrics.resample import Resample
 from thresher.analyze.panels import Panel, split_rows
 from thresher.analyze.statistics.rows import RowsWriter
 from thresher.data.store import Store
+from thresher.errors import StoreError
 from thresher.train.checkpoint import TrainedSAE
+from thresher.train.split import name_nonfinite
 
 
 class Measured(NamedTuple):
@@ -56,7 +58,7 @@ def measure(
     scratch: Path | None = None,
 ) -> Measured:
     """Sufficient statistics of a panel. Memory: one chunk and [replicate, d_sae] sums; the items' codes (sparse) lie in files
-    of `scratch`, without it in memory."""
+    of `scratch`, without it in memory. Raises StoreError when an activation is not finite."""
     folders = [None if scratch is None else scratch / name for name in ("items", "codes")]
     items, codes = (RowsWriter(trained.sae.d_sae, folder) for folder in folders)
     norm = trained.sae.dictionary.detach().double().norm(dim=1).cpu().numpy()
@@ -82,6 +84,11 @@ def _measure_chunk(
     kinds: np.ndarray | None,
 ) -> tuple[_Sums, csr_array, csr_array]:
     x = store.read_rows(panel.hook_point, panel.rows[part]).float()
+    if not x.isfinite().all():
+        raise StoreError(
+            f"{store.path}: {panel.hook_point}: activations that are not finite: {name_nonfinite(store, panel.hook_point)}; "
+            "harvest again with on_nonfinite: drop, or in float32; of imported arrays leave such rows out"
+        )
     codes = trained.encode(x, panel.hook_point)
     x_hat = trained.decode(codes, panel.hook_point)
     matrix = to_matrix(codes, trained.sae.d_sae)

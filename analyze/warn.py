@@ -13,6 +13,8 @@ from thresher.analyze.results import TITLES
 MANY = 0.1
 """Shares above this are worth a warning."""
 FEW_RECORDS = 500
+NARROW = 100
+"""Below so many records percentile intervals are too narrow."""
 COMPOSITIONAL = ("spade",)
 """Architectures whose codes sum to one."""
 
@@ -53,6 +55,12 @@ def _about_comparison(results: Mapping[str, Any]) -> Iterator[Caution]:
     if records < FEW_RECORDS:
         text = f"Only {records} held-out records: rare features and concepts cannot be judged."
         yield Caution("few-records", None, text, {"records": records})
+    if records < NARROW:
+        text = (
+            f"Intervals of R2 and of shares of margin, energy and gap are percentiles of resamples, too narrow with {records} "
+            "records: where it was tried, those at 95 % held the truth in 77 to 92 % with 20 records, in 83 to 95 % with 50."
+        )
+        yield Caution("narrow-intervals", None, text, {"records": records})
 
 
 def _about_centring(inputs: Inputs) -> Iterator[Caution]:
@@ -147,7 +155,7 @@ def _about_features(name: str, one: Mapping[str, Any], results: Mapping[str, Any
     if not modality["mean_score_defined"]:
         text = (
             "codes have both signs, so the score by mean activation (mu_mean) is not defined; energy and firing are, and "
-            "meaning weighs items by |z|."
+            "meaning weighs items by |z|. Negative codes are left out where a search needs codes above 0 (BM25, bridged)."
         )
         yield Caution("signed-codes", name, text, {})
 

@@ -96,7 +96,7 @@ def _open(source: Path, hook_point: str | None, modality: Modality) -> _Foreign:
         described = {known: np.load(path, allow_pickle=False) for known, path in own.items() if path.exists()}
         is_export = array.ndim == 2 and "item" in described
         exported = {name: ExportedRows(_check(source, array), described, {})} if is_export else {}
-        table = source.parent.with_name(f"items-{modality}.parquet")
+        table = source.absolute().parent.parent / f"items-{modality}.parquet"
         items = _read_parquet(table) if is_export and table.exists() else None
         return _Foreign({name: _check(source, array)}, ids, origin, exported, items)
     if source.suffix in (".h5", ".hdf5", ".hdf") and source.is_file():

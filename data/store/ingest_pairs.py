@@ -168,7 +168,9 @@ def _read_numbers(path: Path) -> npt.NDArray[np.int64]:
             "[pair, 2] of whole numbers, counted from 0"
         ) from error
     if found.ndim != 2 or found.shape[1] != 2 or found.dtype.kind not in "iu" or not len(found):
-        raise StoreError(f"{path}: {found.dtype} {list(found.shape)}, expected whole numbers [pair, 2]: image, text")
+        raise StoreError(
+            f"{path}: {found.dtype} {list(found.shape)}, expected at least one pair, whole numbers [pair, 2]: image, text"
+        )
     return found.astype(np.int64)
 
 
