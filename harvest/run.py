@@ -10,7 +10,16 @@ from PIL import Image
 
 from thresher.data.records import Concept, Modality, Source
 from thresher.data.sources import InMemory, open_source
-from thresher.data.store import Batch, HookPointSpec, Share, StoreWriter, open_store, refuse_foreign_store, write_beside
+from thresher.data.store import (
+    Batch,
+    HookPointSpec,
+    Share,
+    StoreWriter,
+    format_bytes,
+    open_store,
+    refuse_foreign_store,
+    write_beside,
+)
 from thresher.devices import find_device
 from thresher.errors import ConfigError, ModelError, SourceError, StoreError
 from thresher.harvest.adapters import Adapter, open_adapter
@@ -261,7 +270,7 @@ def _count(batch: Batch) -> Counter[str]:
 def _describe(counts: Mapping[str, int]) -> str:
     items: list[Modality] = ["image", "text"]
     parts = [f"{counts[modality]} {modality} items" for modality in items if counts[modality]]
-    parts += [f"{counts['rows']} rows", f"{counts['bytes'] / 1e9:.3g} GB"]
+    parts += [f"{counts['rows']} rows", format_bytes(counts["bytes"])]
     parts += [f"{counts[status]} {status}" for status in ("unreadable", "truncated") if counts[status]]
     changed = ("nonfinite", "outlier", "clipped")
     parts += [f"{counts[status]} {status} ({counts[f'{status} rows']} rows)" for status in changed if counts[status]]

@@ -127,6 +127,17 @@ def test_help_has_every_field_with_its_docstring() -> None:
     assert docs["sae"].default == ""
 
 
+@config
+class Choice:
+    """A field of several types."""
+
+    of: Literal["a", "b"] | Annotated[Path, "checked"] | None = None
+
+
+def test_help_names_what_a_field_of_several_types_takes() -> None:
+    assert next(iter(describe(Choice))).type == "'a' | 'b' | Path | None"
+
+
 def test_a_mistake_in_code_is_refused_like_one_in_a_file() -> None:
     with pytest.raises(ConfigError, match="k=0"):
         Pursuit(k=0)

@@ -15,6 +15,7 @@ from thresher.files import write_atomic
 from thresher.runs import canonical_json
 from thresher.train.aligned import AlignedSAE, align
 from thresher.train.checkpoint import TrainedSAE, check_width, load_sae
+from thresher.train.config import NOT_WRITTEN
 from thresher.train.evaluate import Evaluation, evaluate
 from thresher.train.sides import describe_sides, summarize_sides, write_sides
 from thresher.train.split import read_side
@@ -47,10 +48,12 @@ def assess(
 
     For a crosscoder the table of its features by hook point is written beside it. `hook_point` is what the store calls the
     place of a dictionary of one hook point, where it is called otherwise in the checkpoint. The split is that of the checkpoint
-    (an import's is the default one). Raises CheckpointError: a hook point or a width that does not fit; StoreError: a store
-    without the hook points or without held-out rows.
+    (an import's is the default one). Raises CheckpointError: a hook point or a width that does not fit, or a training without
+    a store and none given; StoreError: a store without the hook points or without held-out rows.
     """
     trained = load_sae(folder, find_device(device))
+    if store is None and str(trained.config.store) == NOT_WRITTEN:
+        raise CheckpointError(f"{folder}: trained straight from a model, without a store; harvest one and name it with --store")
     opened = open_stores(store if store is not None else trained.config.store)
     found = measure_held_out(trained, opened, hook_point)
     is_known = trained.is_trained_on(opened.fingerprint) and "imported" not in trained.store_identity

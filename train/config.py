@@ -16,6 +16,8 @@ from thresher.train.parallel.layout import ParallelConfig
 from thresher.train.tracing import TraceConfig
 
 DEFAULT_EPOCHS = 10.0
+NOT_WRITTEN = "not-written"
+"""Stands for the store of a training straight from a model."""
 
 
 @config

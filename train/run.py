@@ -42,6 +42,9 @@ from thresher.train.resume import STATE, Progress, Running, load_state
 from thresher.train.session import Prepared, Session
 from thresher.train.tracing import Tracer
 
+FEW_ITERATIONS = 100
+"""With fewer a dictionary is hardly trained, which is said."""
+
 __all__ = [
     "FREE_FIELDS",
     "TrainConfig",
@@ -119,6 +122,11 @@ def _prepare(
     sae = build_sae(config, stream.d_in, layout)
     module = cast(nn.Module, sae).to(device)
     n_iterations = config.count_iterations(stream.n_rows)
+    if n_iterations < FEW_ITERATIONS:
+        log(
+            f"train: the budget is {n_iterations} optimizer steps ({stream.n_rows} training rows, batches of "
+            f"{config.stream.batch_size}): few; more `epochs` or a smaller `stream.batch_size` give more"
+        )
     learner = Learner(sae, config.optimizer, n_iterations, synchronize=layout.synchronize(module))
     running = Running(learner, stream, Progress(), Parts(layout, learner))
     return Prepared(config, store, layout, normalizer.to(device), running, identify(config, store))

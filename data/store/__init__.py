@@ -5,7 +5,7 @@ from thresher.data.store.bfloat16 import register
 from thresher.data.store.cache import CacheConfig
 from thresher.data.store.codecs import Profile
 from thresher.data.store.counts import BatchCount, CountLedger, Counts
-from thresher.data.store.describe import describe_store, list_stores
+from thresher.data.store.describe import describe_store, format_bytes, list_stores
 from thresher.data.store.export import export_store
 from thresher.data.store.head import read_head
 from thresher.data.store.ingest import import_store
@@ -43,6 +43,7 @@ __all__ = [
     "TokenKind",
     "describe_store",
     "export_store",
+    "format_bytes",
     "import_pairs",
     "import_store",
     "list_stores",

@@ -70,7 +70,7 @@ def _summarize(path: str | Path) -> dict[str, Any]:
         "model": _name_model(store.identity.get("model")),
         "hook_points": ", ".join(store.hook_points),
         "rows": sum(info.rows for info in store.hook_points.values()),
-        "size": _format_bytes(store.n_bytes),
+        "size": format_bytes(store.n_bytes),
         "complete": store.is_complete,
         "problem": "",
     }
@@ -85,7 +85,8 @@ def _name_model(model: Any) -> str:
     return " ".join(str(value) for value in model.values() if isinstance(value, str))
 
 
-def _format_bytes(n: int) -> str:
+def format_bytes(n: int) -> str:
+    """A number of bytes with three digits and its unit."""
     units = ("B", "kB", "MB", "GB", "TB")
     power = min(len(units) - 1, max(0, len(str(n)) - 1) // 3)
     return f"{n / 1000**power:.3g} {units[power]}"

@@ -69,7 +69,9 @@ def _expand_whole(model: nn.Module, towers: Towers, active: Towers, pattern: str
     if not is_glob(base):
         _find_whole(model, towers, pattern, base + side)
         if base not in known and any(base in tower.taps for tower in towers.values()):
-            raise ModelError(f"hook point {pattern}: the source has nothing for this tower; it has {', '.join(active)}")
+            raise ModelError(
+                f"hook point {pattern}: the source has nothing for this tower; it has {' and '.join(active)} items"
+            )
         return [base + side]
     matches = match_glob(base, known)
     if not matches:

@@ -37,7 +37,7 @@ def _with_fields(where: str) -> type[TyperCommand]:
         def format_help(self, ctx: Any, formatter: Any) -> None:
             super().format_help(ctx, formatter)
             module, _, name = where.partition(":")
-            formatter.write("\nFields of CONFIG.yaml:\n")
+            formatter.write(f"\nFields of {self.params[0].metavar}:\n")
             for field in describe(getattr(importlib.import_module(module), name)):
                 formatter.write(f"  {field.path}: {field.type}  ({field.default or 'required'})\n")
                 formatter.write(_fill(field.doc) + "\n")
@@ -230,11 +230,15 @@ def demo(overrides: Overrides = None) -> None:
 
 
 def _finish(report: Path) -> None:
-    """Print the table of an analysis and where its report is."""
+    """Print the table of an analysis and where its pages are."""
     from thresher.analyze.run import load_summary
 
     print_table(load_summary(report.parent))
-    Console().print(f"\nreport: {report.resolve()}\nOpen it in a browser.", soft_wrap=True, highlight=False)
+    site = report.resolve().parent / "site" / "index.html"
+    features = (
+        f"every feature: {site}" if site.exists() else "every feature: no site (turned off, or too few pairs; docs/site.md)"
+    )
+    Console().print(f"\nreport: {report.resolve()}\n{features}\nOpen them in a browser.", soft_wrap=True, highlight=False)
 
 
 def _version(show: bool) -> bool:

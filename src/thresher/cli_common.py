@@ -11,6 +11,9 @@ from rich.table import Table
 
 from thresher.errors import ThresherError
 
+UNLIMITED = 10_000
+"""Columns of a table that goes into a file or a pipe: rows are not wrapped there."""
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -44,6 +47,9 @@ def guard(command: Callable[P, R]) -> Callable[P, R]:
 def print_pairs(values: Mapping[str, Any], indent: str = "") -> None:
     """Plain values as lines, nested ones indented."""
     for key, value in values.items():
+        if value == {}:
+            typer.echo(f"{indent}{key}: none")
+            continue
         if isinstance(value, Mapping):
             typer.echo(f"{indent}{key}:")
             print_pairs(value, indent + "  ")
@@ -58,4 +64,5 @@ def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
         table.add_column(header, overflow="fold")
     for row in rows:
         table.add_row(*(str(value) for value in row.values()))
-    Console().print(table)
+    console = Console()
+    (console if console.is_terminal else Console(width=UNLIMITED)).print(table)

@@ -98,7 +98,10 @@ def evaluate(
     if found.sides:
         reaching = {name: f"{value:.4g}" for name, value in found.sides["l0"].items()}
         print_table(
-            [{"features of": name, "number": n, "L0": reaching.get(name, "")} for name, n in found.sides["features"].items()]
+            [
+                {"features of": name, "number": n, "active per row": reaching.get(name, "")}
+                for name, n in found.sides["features"].items()
+            ]
         )
     if not found.is_known_split:
         typer.echo("it was not trained here on this store: these rows may be among those it was fitted to", err=True)

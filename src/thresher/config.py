@@ -176,6 +176,8 @@ def _type_name(hint: Any) -> str:
         return _type_name(get_args(hint)[0])
     if get_origin(hint) is typing.Literal:
         return " | ".join(repr(value) for value in get_args(hint))
+    if get_origin(hint) in (typing.Union, types.UnionType):
+        return " | ".join("None" if member is type(None) else _type_name(member) for member in get_args(hint))
     if get_origin(hint) is not None:
         return str(hint).replace("typing.", "").replace("pathlib._local.", "").replace("pathlib.", "")
     return getattr(hint, "__name__", str(hint))

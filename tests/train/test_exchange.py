@@ -43,11 +43,13 @@ from thresher.train.arch import (
     Transcoder,
     build,
 )
+from thresher.train.assess import assess
 from thresher.train.checkpoint import TrainedSAE, save_sae
-from thresher.train.config import TrainConfig
+from thresher.train.config import NOT_WRITTEN, TrainConfig
 from thresher.train.exchange import Format, export_sae, import_sae, load_saebench
 from thresher.train.exchange.hub import prepare_upload, pull_sae
 from thresher.train.kernels import densify
+from thresher.train.log import LOG
 from thresher.train.normalize import NormalizeConfig, Normalizer
 
 D_IN, D_SAE = 8, 24
@@ -273,12 +275,22 @@ def test_folders_of_nobody_and_damaged_ones_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="already a checkpoint"):
         import_sae(tmp_path / "own", tmp_path / "back")
     folder = export_sae(make_trained(TOPK), tmp_path / "peer", "sparsify", hook_point=TEXT).folder
+    (tmp_path / "own" / LOG).touch()
+    with pytest.raises(ConfigError, match="trained here; nothing was changed"):
+        import_sae(folder, tmp_path / "own")
     save_file({"W_dec": torch.zeros(D_SAE, D_IN)}, folder / "sae.safetensors")
     with pytest.raises(CheckpointError, match=r"no tensor encoder\.weight"):
         import_sae(folder, tmp_path / "back")
     (folder / "sae.safetensors").write_bytes(b"\x00")
     with pytest.raises(CheckpointError, match="cannot be read"):
         import_sae(folder, tmp_path / "back")
+
+
+def test_a_training_without_a_store_is_not_evaluated_without_one(tmp_path: Path) -> None:
+    trained = make_trained(TOPK)
+    save_sae(tmp_path, dataclasses.replace(trained, config=dataclasses.replace(trained.config, store=Path(NOT_WRITTEN))))
+    with pytest.raises(CheckpointError, match="name it with --store"):
+        assess(tmp_path)
 
 
 EVALUATION = {

@@ -78,7 +78,7 @@ def test_the_scaling_is_the_least_squares_fit_of_the_main_part_to_what_other_ato
     assert table["scaling/b"][2] == pytest.approx(float(fit), rel=1e-3)
 
 
-def test_evaluation_writes_the_table_beside_the_assessment(make_store, tmp_path: Path) -> None:
+def test_evaluation_writes_the_table_beside_the_assessment(make_store, tmp_path: Path, capsys) -> None:
     config = TrainConfig(
         store=make_store(300, text_width=10),
         hook_points=("vision.embed", "text.embed"),
@@ -90,6 +90,7 @@ def test_evaluation_writes_the_table_beside_the_assessment(make_store, tmp_path:
         tensorboard=False,
     )
     run(config)
+    assert "the budget is 4 optimizer steps" in capsys.readouterr().err
     done = CliRunner().invoke(app, ["sae", "evaluate", str(config.out), "--device", "cpu"])
     assert done.exit_code == 0, done.output
     assert "features of" in done.output

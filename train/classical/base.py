@@ -116,4 +116,7 @@ class FittedCoder(Decoder):
 def check_rows(rows: Float[Tensor, "row d_in"], d_sae: int, kind: str) -> None:
     """Raises ConfigError for fewer rows than atoms."""
     if len(rows) < d_sae:
-        raise ConfigError(f"d_sae={d_sae}: {kind} needs at least as many rows as atoms, it was given {len(rows)}; raise `rows`")
+        raise ConfigError(
+            f"d_sae={d_sae}: {kind} needs at least as many rows as atoms, it was given {len(rows)}; lower d_sae, or give a "
+            "larger store, or more `rows`, `epochs` or `fit_rows` where these are what limits"
+        )

@@ -12,7 +12,7 @@ from thresher.runs import refuse_foreign
 from thresher.train import checkpoint
 from thresher.train.checkpoint import TrainedSAE, save_sae
 from thresher.train.exchange import dictionary_learning, overcomplete, saebench, saelens, sparsify
-from thresher.train.exchange.files import NOTE, Names, read_json
+from thresher.train.exchange.files import NOTE, Names, read_json, refuse_trained
 from thresher.train.exchange.plain import fold, unfold
 
 Format = Literal["saelens", "dictionary-learning", "sparsify", "overcomplete", "saebench"]
@@ -82,7 +82,7 @@ def import_sae(
     names = named or _find_hook_point(plain.origin)
     if not names:
         raise CheckpointError(f"{folder}: it does not say which activations it is for; give --hook-point")
-    refuse_foreign(out, [checkpoint.CONFIG])
+    refuse_trained(out)
     fingerprint = open_store(store).fingerprint if store is not None else ""
     trained = unfold(plain, out, names, store=store or folder, fingerprint=fingerprint)
     identity = dict(trained.store_identity) | {"format": found, "lost": list(lost)}

@@ -12,14 +12,25 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from thresher.errors import CheckpointError
+from thresher.errors import CheckpointError, ConfigError
 from thresher.files import write_atomic
-from thresher.runs import canonical_json
+from thresher.runs import canonical_json, refuse_foreign
+from thresher.train.checkpoint import CONFIG
 from thresher.train.exchange.plain import Plain
+from thresher.train.log import LOG
 
 NOTE = "thresher.json"
 """Beside the other library's files: what they have no place for."""
 NOTE_FORMAT = "thresher-exchange"
+
+
+def refuse_trained(out: Path) -> None:
+    """Raise ConfigError when `out` holds other things, or a training, which a dictionary from elsewhere would replace."""
+    if (out / LOG).exists():
+        raise ConfigError(
+            f"out={str(out)!r}: holds a dictionary that was trained here; nothing was changed. Choose a new folder"
+        )
+    refuse_foreign(out, [CONFIG])
 
 
 class Names(NamedTuple):

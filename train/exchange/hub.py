@@ -9,10 +9,10 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 
 from thresher.errors import CheckpointError, NetworkError
 from thresher.hub import local_copy
-from thresher.runs import refuse_foreign
 from thresher.train import checkpoint
 from thresher.train.checkpoint import MODEL, TrainedSAE, read_description
 from thresher.train.exchange.card import write_card
+from thresher.train.exchange.files import refuse_trained
 
 CARD = "README.md"
 FILES = (checkpoint.CONFIG, MODEL)
@@ -75,7 +75,7 @@ def prepare_upload(folder: Path, staged: Path, repo: str) -> None:
 
 def pull_sae(repo: str, out: Path, *, revision: str | None = None) -> Path:
     """Copy a checkpoint of the hub into a folder. Raises as `load_sae`, ConfigError: the folder holds other things."""
-    refuse_foreign(out, [checkpoint.CONFIG])
+    refuse_trained(out)
     found = find_sae(repo, revision=revision)
     checkpoint.load_sae(found)
     out.mkdir(parents=True, exist_ok=True)

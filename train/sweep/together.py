@@ -135,7 +135,7 @@ def _pass(
                 member.advance(x, position)
             left = [member for member in left if not member.is_at_end]
             done += 1
-            advance(batch.x.shape[0], members=float(len(left)))
+            advance(batch.x.shape[0], members=float(len(at_work)))
             if is_interrupted():
                 for member in at_work:
                     if not member.is_at_end:

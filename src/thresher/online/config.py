@@ -9,11 +9,8 @@ from thresher.config import config, read_values, validate
 from thresher.errors import ConfigError
 from thresher.harvest.run import HarvestConfig
 from thresher.train.aligned import Aligned
+from thresher.train.config import NOT_WRITTEN, TrainConfig
 from thresher.train.fitting import is_fitted_once
-from thresher.train.run import TrainConfig
-
-NOT_WRITTEN = "not-written"
-"""Stands for the store that there is not."""
 
 
 @config
