@@ -1,7 +1,7 @@
 """Single features to look at: the strongest images and captions side by side."""
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -70,11 +70,17 @@ def make_cards(
     panels: Mapping[str, Panel],
     tables: Mapping[str, Any],
     n_items: int,
+    read_pictures: Callable[[Int[np.ndarray, " row"]], Sequence[bytes | None]],
 ) -> list[Card]:
-    """Cards of features, with their strongest items."""
+    """Cards of features, with their strongest items; `read_pictures` gives the thumbnails of rows of the table of images."""
     by_feature = {name: csc_array(matrix[:, list(features)]) for name, matrix in items.items()}
+    strong = [strongest(by_feature["image"], column, n_items)[0] for column in range(len(features))]
+    rows = np.unique(panels["image"].items[np.concatenate([np.zeros(0, np.int64), *strong])])
+    pictures = dict(zip(rows.tolist(), read_pictures(rows), strict=True))
     shown = {
-        name: [_show(by_feature[name], column, panels[name], tables[name], n_items) for column in range(len(features))]
+        name: [
+            _show(by_feature[name], column, panels[name], tables[name], n_items, pictures) for column in range(len(features))
+        ]
         for name in items
     }
     total = result.energy.sum()
@@ -119,16 +125,21 @@ def find_first(texts: Sequence[str], n: int) -> list[int]:
     return list(places.values())[:n]
 
 
-def _show(by_feature: csc_array, column: int, panel: Panel, table: Any, n: int) -> list[Shown]:
-    """The strongest items; of captions that are the same, such as keywords, one."""
+def _show(
+    by_feature: csc_array, column: int, panel: Panel, table: Any, n: int, pictures: Mapping[int, bytes | None]
+) -> list[Shown]:
+    """The strongest items; of captions that are the same, such as keywords, one. `pictures` by rows of the table of images."""
     is_caption = "text" in table.column_names
     rows, values = strongest(by_feature, column, len(panel.items) if is_caption else n)
     if is_caption:
-        places = find_first(table["text"].take(pa.array(panel.items[rows])).to_pylist(), n)
-        rows, values = rows[places], values[places]
-    found = table.take(pa.array(panel.items[rows])).to_pylist()
+        first = find_first(table["text"].take(pa.array(panel.items[rows])).to_pylist(), n)
+        rows, values = rows[first], values[first]
+    places = panel.items[rows].tolist()
+    seen = [None if is_caption else pictures[place] for place in places]
+    found = table.take(pa.array(places, pa.int64())).to_pylist()
     return [
-        Shown(_text_of(item), _picture_of(item), float(value / values[0])) for item, value in zip(found, values, strict=True)
+        Shown(_text_of(item), _picture_of(data), float(value / values[0]))
+        for item, data, value in zip(found, seen, values, strict=True)
     ]
 
 
@@ -136,8 +147,7 @@ def _text_of(item: Mapping[str, Any]) -> str:
     return str(item.get("text") or item["key"])
 
 
-def _picture_of(item: Mapping[str, Any]) -> str:
-    data = item.get("thumbnail")
+def _picture_of(data: bytes | None) -> str:
     if not data:
         return ""
     return f"data:{_mime_type(data)};base64,{base64.b64encode(data).decode()}"

@@ -1,6 +1,7 @@
 """The analysis: a store and its dictionaries in, numbers, tables, figures and a report out."""
 
 import contextlib
+import functools
 import json
 import shutil
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ import numpy as np
 from thresher.analyze.battery.study import compare_seeds, examine, prepare
 from thresher.analyze.config import AnalyzeConfig
 from thresher.analyze.context import Context, Outcome
+from thresher.analyze.derived import read_thumbnails
 from thresher.analyze.evaluate import (
     ModalityResult,
     count_dense,
@@ -235,8 +237,9 @@ def _score(
         finding, tested = add_tests(context, name, finding, score)
         metrics |= {} if tested is None else {"functional": summarize_tests(tested)}
     chosen = choose_features(result, config.gallery, config.thresholds.rare_below)
-    tables = {modality: store.items(panel.modality) for modality, panel in context.panels.items()}
-    cards = make_cards(chosen, result, score, concepts, items, context.panels, tables, config.gallery.items)
+    tables = {"image": store.items("image", ["key"]), "text": store.items("text", ["key", "text"])}
+    read = functools.partial(read_thumbnails, store)
+    cards = make_cards(chosen, result, score, concepts, items, context.panels, tables, config.gallery.items, read)
     return Outcome(metrics, result, tabulate_features(result, score, concepts), cards, rows, finding, functional=tested)
 
 

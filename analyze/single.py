@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow.parquet as pq
 from jaxtyping import Float
-from scipy.sparse import csr_array, diags_array
+from scipy.sparse import csr_array
 
 from thresher.analyze.battery.classes import DEAD, OK, RARE
 from thresher.analyze.battery.robust import find_seeds, measure_stability, open_seeds
@@ -16,6 +16,7 @@ from thresher.analyze.battery.steps import StepSums, add_steps, find_centroid
 from thresher.analyze.battery.study import FEATURES
 from thresher.analyze.battery.tabulate import make_table
 from thresher.analyze.context import Context
+from thresher.analyze.derived import scale_features
 from thresher.analyze.evaluate import ModalityResult
 from thresher.analyze.functional.words import Words
 from thresher.analyze.kinds import tabulate_kinds
@@ -81,7 +82,11 @@ def describe_single(
         },
         "seeds": {"others": find_seeds(name, context.inputs.saes)},
     }
-    codes = {modality: csr_array(one.codes @ diags_array(norm)) for modality, one in measured.items()}
+    folder = None if context.scratch is None else context.scratch / name
+    codes = {
+        modality: scale_features(one.codes, norm, None if folder is None else folder / f"unit-{modality}")
+        for modality, one in measured.items()
+    }
     return Single(make_table(columns), groups, atoms, codes, steps or None)
 
 

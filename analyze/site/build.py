@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Int
 
 from thresher.analyze.config import Site
+from thresher.analyze.derived import average_rows
 from thresher.analyze.results import summary_table
 from thresher.analyze.site.choose import N_BANDS, Chosen, choose_items
 from thresher.analyze.site.dashboards import MODALITIES, Dictionary, describe_features, list_edges, tabulate
@@ -146,7 +147,7 @@ def _write_dictionary(folder: Path, site: Site, seed: int, one: Dictionary, show
     crossed, gap = one.crossed, None
     if crossed is not None:
         image, text = (one.codes[name] for name in MODALITIES)
-        gap = np.asarray(image.mean(axis=0) - text.mean(axis=0)).ravel() @ one.atoms
+        gap = (average_rows(image) - average_rows(text)) @ one.atoms
         write_shard(folder, f"{one.name}/edges", list_edges(crossed.edges, MOST_EDGES))
         both = (shown.books["image"], shown.books["text"])
         pairs = explain_pairs((image, text), one.atoms, crossed.pairs, both, site.pairs, seed)

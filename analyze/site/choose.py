@@ -1,7 +1,6 @@
 """Which items a dashboard shows: the strongest, and samples from the rest of the range."""
 
 import itertools
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -35,10 +34,12 @@ def choose_items(codes: csr_array, same: Int[np.ndarray, " item"], n_top: int, n
     return [_choose(*_column(columns, feature), same, n_top, n_samples) for feature in range(len(columns.indptr) - 1)]
 
 
-def number_texts(texts: Sequence[str]) -> Int[np.ndarray, " item"]:
-    """One number per different text."""
-    numbers: dict[str, int] = {}
-    return np.array([numbers.setdefault(text, len(numbers)) for text in texts], dtype=np.int64)
+def number_first(kinds: Int[np.ndarray, " item"]) -> Int[np.ndarray, " item"]:
+    """0, 1, ... per different kind, in the order in which they first come."""
+    _, first, place = np.unique(kinds, return_index=True, return_inverse=True)
+    rank = np.empty(len(first), np.int64)
+    rank[np.argsort(first)] = np.arange(len(first))
+    return rank[place]
 
 
 def _column(columns: csc_array, feature: int) -> tuple[np.ndarray, np.ndarray]:

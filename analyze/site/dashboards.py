@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int
 from scipy.sparse import csr_array
 
 from thresher.analyze.battery.steps import StepSums
+from thresher.analyze.derived import find_alive
 from thresher.analyze.site.choose import Chosen
 from thresher.analyze.site.items import Book
 from thresher.analyze.site.layout import find_nearest
@@ -63,8 +64,7 @@ class Dictionary(NamedTuple):
 
     def alive(self) -> Bool[np.ndarray, " feature"]:
         """Which features fire at all."""
-        fires = [np.bincount(codes.indices, minlength=len(self.atoms)) > 0 for codes in self.codes.values()]
-        return np.any(fires, axis=0)
+        return np.any([find_alive(codes) for codes in self.codes.values()], axis=0)
 
     def shown(self, modality: str) -> csr_array:
         """What the pages show of the items of a modality [item, feature]."""

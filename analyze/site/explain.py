@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy.sparse import csr_array
 
+from thresher.analyze.derived import average_rows
 from thresher.analyze.site.items import Book
 
 N_TERMS = 40
@@ -35,7 +36,7 @@ def explain_pairs(
         numbers = books[1].number(texts)
         captions = [{"text": number} | one for number, one in zip(numbers, explained, strict=True)]
         shown.append({"image": books[0].number(np.array([image]))[0], "captions": captions})
-    means = [np.asarray(one.mean(axis=0)).ravel() @ atoms for one in codes]
+    means = [average_rows(one) @ atoms for one in codes]
     return {"images": shown, "chance": float(means[0] @ means[1])}
 
 

@@ -1,13 +1,14 @@
 """Which images a caption finds by its codes alone, and by which features."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from scipy.sparse import csr_array
 
 from thresher.analyze.metrics.search import score_dot
 from thresher.analyze.site.items import Book
+from thresher.analyze.statistics.rows import iterate_rows, shape_of
 
 N_FOUND = 12
 """Images that are shown per caption."""
@@ -29,19 +30,42 @@ def find_images(
     drawn = np.sort(np.random.default_rng(seed).choice(len(owners), min(n_captions, len(owners)), replace=False))
     captions = pairs[first[drawn], 1]
     queries = csr_array(text[captions])
-    scores = score_dot(queries, image).toarray()
+    scores = score_dot(queries, csr_array(image[owners[drawn]])).toarray().diagonal()
+    ranking = _rank(queries, image, scores)
     shown: list[dict[str, Any]] = []
     for row, own in enumerate(owners[drawn].tolist()):
-        order = np.argsort(-scores[row], kind="stable")[:N_FOUND]
-        best = order[scores[row, order] > 0]
+        best, best_scores = ranking.items[row], ranking.scores[row]
+        best, best_scores = best[best_scores > 0], best_scores[best_scores > 0]
         asked = queries[[row], :].toarray().ravel()
         found = [
-            {"image": number, "score": scores[row, item], "matches": _match(image, item, asked), "own": item == own}
-            for number, item in zip(books[0].number(best), best.tolist(), strict=True)
+            {"image": number, "score": score, "matches": _match(image, item, asked), "own": item == own}
+            for number, item, score in zip(books[0].number(best), best.tolist(), best_scores.tolist(), strict=True)
         ]
-        rank = int((scores[row] >= scores[row, own]).sum()) if scores[row, own] > 0 else None
+        rank = int(ranking.rank[row]) if scores[row] > 0 else None
         shown.append({"text": books[1].number(captions[[row]])[0], "found": found, "rank": rank})
-    return {"captions": shown, "n_images": len(scores[0]) if len(scores) else 0}
+    return {"captions": shown, "n_images": shape_of(image)[0] if len(drawn) else 0}
+
+
+class _Ranking(NamedTuple):
+    """Per caption the images of the largest scores, those scores, and how many score as much as its own image."""
+
+    items: Int[np.ndarray, "caption found"]
+    scores: Float[np.ndarray, "caption found"]
+    rank: Int[np.ndarray, " caption"]
+
+
+def _rank(queries: csr_array, images: csr_array, own: Float[np.ndarray, " caption"]) -> _Ranking:
+    """Scores of all images, block by block; ties go to the first image."""
+    n = shape_of(queries)[0]
+    items, scores, rank = np.zeros((n, 0), np.int64), np.zeros((n, 0)), np.zeros(n, np.int64)
+    for rows in iterate_rows(images):
+        part = score_dot(queries, csr_array(images[rows])).toarray()
+        rank += (part >= own[:, None]).sum(axis=1)
+        every = np.concatenate([scores, part], axis=1)
+        place = np.concatenate([items, np.broadcast_to(np.arange(rows.start, rows.stop), part.shape)], axis=1)
+        order = np.argsort(-every, axis=1, kind="stable")[:, :N_FOUND]
+        items, scores = np.take_along_axis(place, order, axis=1), np.take_along_axis(every, order, axis=1)
+    return _Ranking(items, scores, rank)
 
 
 def _match(image: csr_array, item: int, asked: np.ndarray) -> list[list[Any]]:

@@ -1,17 +1,19 @@
 """From what an analysis found to what its site shows."""
 
+import functools
 from collections.abc import Mapping
 
 import numpy as np
-from scipy.sparse import csr_array, diags_array
 
 from thresher.analyze.battery.study import EDGES, FEATURES, Finding
 from thresher.analyze.context import Context, Outcome
+from thresher.analyze.derived import measure_thumbnails, read_thumbnails, scale_features
 from thresher.analyze.single import Single
 from thresher.analyze.site.dashboards import Crossed, Dictionary
-from thresher.analyze.site.items import Catalogue
-from thresher.analyze.site.places import find_pictures, list_pictures, read_places
+from thresher.analyze.site.items import Catalogue, Thumbnails
+from thresher.analyze.site.places import Places, find_pictures, list_pictures, read_places
 from thresher.analyze.site.traces import Traces, Wanted, encode_items, trace
+from thresher.data.store import Store
 
 
 def gather_dictionaries(context: Context, outcomes: Mapping[str, Outcome]) -> list[Dictionary]:
@@ -24,7 +26,7 @@ def gather_catalogues(context: Context) -> dict[str, Catalogue]:
     """The held-out items of each modality, and the images that texts were read behind."""
     store, has_rows = context.inputs.store, context.config.site.traces > 0
     found = {
-        name: Catalogue(store.items(panel.modality), panel.items, read_places(store, panel) if has_rows else None)
+        name: _open_catalogue(store, name, panel.items, read_places(store, panel) if has_rows else None)
         for name, panel in context.panels.items()
     }
     if "text" not in found or found["text"].places is None:
@@ -34,11 +36,19 @@ def gather_catalogues(context: Context) -> dict[str, Catalogue]:
         images = np.unique(list_pictures(store, panel))
         if images.max(initial=-1) < 0:
             return found
-        found["image"] = Catalogue(store.items("image"), images[images >= 0])
+        found["image"] = _open_catalogue(store, "image", images[images >= 0], None)
     picture = find_pictures(store, panel, found["image"].items)
     if (picture >= 0).any():
         found["text"] = found["text"]._replace(picture=picture)
     return found
+
+
+def _open_catalogue(store: Store, modality: str, items: np.ndarray, places: Places | None) -> Catalogue:
+    """The items of a modality, their pictures left on disk."""
+    if modality == "text":
+        return Catalogue(store.items("text", ["key", "text"]), items, places)
+    thumbnails = Thumbnails(measure_thumbnails(store, items), functools.partial(read_thumbnails, store))
+    return Catalogue(store.items("image", ["key"]), items, places, thumbnails=thumbnails)
 
 
 def _gather(name: str, outcome: Outcome) -> Dictionary | None:
@@ -67,7 +77,11 @@ def _add_rows(context: Context, one: Dictionary, outcome: Outcome) -> Dictionary
         return one
     trained, store = context.inputs.saes[one.name], context.inputs.store
     norm = np.linalg.norm(trained.sae.dictionary.detach().double().cpu().numpy(), axis=1)
-    ranked = {name: csr_array(outcome.items[name] @ diags_array(norm)) for name in panels}
+    folder = None if context.scratch is None else context.scratch / one.name
+    ranked = {
+        name: scale_features(outcome.items[name], norm, None if folder is None else folder / f"ranked-{name}")
+        for name in panels
+    }
 
     def look_up(modality: str, wanted: Wanted) -> Traces:
         items = np.unique(wanted.item)

@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from jaxtyping import Int
 from PIL import Image
 
-from thresher.analyze.site.choose import number_texts
+from thresher.analyze.site.choose import number_first
 from thresher.analyze.site.places import NO_TOKEN, Places
 from thresher.analyze.site.shards import IMAGES_PER_SHARD, PER_SHARD, write_shard
 
@@ -22,26 +22,39 @@ BYTES_PER_TOKEN = 6
 """Of a token id with its comma."""
 
 
+class Thumbnails(NamedTuple):
+    """Pictures of the items of a catalogue that are read when they are shown."""
+
+    sizes: Int[np.ndarray, " item"]
+    """Bytes of each; 0 where there is none."""
+    read: Callable[[Int[np.ndarray, " row"]], Sequence[bytes | None]]
+    """Gives those of rows of the table."""
+
+
 class Catalogue(NamedTuple):
     """The held-out items of one modality."""
 
     table: Any
-    """The store's table of items (pyarrow): key, and thumbnail or text."""
+    """The store's table of items (pyarrow): key, and text, or thumbnail where those are not in `thumbnails`."""
     items: Int[np.ndarray, " item"]
     """Which of its rows are held out, in the order of the codes."""
     places: Places | None = None
     """Where their rows are, where items have many."""
     picture: Int[np.ndarray, " item"] | None = None
     """Of texts that a model reads behind an image: position of that image among the images, -1 where there is none."""
+    thumbnails: Thumbnails | None = None
 
     def same(self) -> Int[np.ndarray, " item"]:
         """One number per different text and image it was read behind; images and texts not stored are all different."""
         if "text" not in self.table.column_names:
             return np.arange(len(self.items))
-        found = self.table.select(["key", "text"]).take(pa.array(self.items)).to_pylist()
-        texts = [str(one["text"] or ("", one["key"])) for one in found]
-        seen = [-1] * len(texts) if self.picture is None else self.picture.tolist()
-        return number_texts([f"{picture} {text}" for picture, text in zip(seen, texts, strict=True)])
+        texts = self.table["text"].take(pa.array(self.items)).fill_null("").combine_chunks()
+        number = np.asarray(texts.dictionary_encode().indices.to_numpy(zero_copy_only=False), dtype=np.int64)
+        empty = np.flatnonzero(np.asarray(pc.call_function("equal", [texts, ""]).to_numpy(zero_copy_only=False)))
+        number[empty] = len(number) + np.arange(len(empty))
+        return number_first(
+            number if self.picture is None else number * (int(self.picture.max(initial=0)) + 2) + self.picture + 1
+        )
 
 
 class Book:
@@ -74,10 +87,13 @@ class Book:
 
     def write_images(self, folder: Path, side: int) -> int:
         """Write the images that have a number, their keys and thumbnails of at most `side` pixels; return how many."""
-        table, rows = self._catalogue.table, self._rows()
+        table, rows, thumbnails = self._catalogue.table, self._rows(), self._catalogue.thumbnails
+        stored = table["thumbnail"].take(pa.array(rows)).to_pylist() if thumbnails is None else thumbnails.read(rows)
+        pictures: Sequence[bytes | None] = stored
         for number, part in enumerate(_split(rows, IMAGES_PER_SHARD)):
-            found = table.select(["key", "thumbnail"]).take(pa.array(part)).to_pylist()
-            entries = [[str(one["key"]), encode_picture(one["thumbnail"], side)] for one in found]
+            keys = table["key"].take(pa.array(part)).to_pylist()
+            data = pictures[number * IMAGES_PER_SHARD :]
+            entries = [[str(key), encode_picture(one, side)] for key, one in zip(keys, data, strict=False)]
             write_shard(folder, f"images/{number:05d}", entries)
         return len(rows)
 
@@ -120,6 +136,8 @@ class Book:
 
 def measure_items(catalogue: Catalogue) -> Int[np.ndarray, " item"]:
     """Bytes that each item will take on the site, about: an image its thumbnail, a text its tokens where it has many rows."""
+    if catalogue.thumbnails is not None:
+        return -(-catalogue.thumbnails.sizes // 3) * 4
     if "thumbnail" not in catalogue.table.column_names:
         places = catalogue.places
         return np.zeros(len(catalogue.items), np.int64) if places is None else places.count_rows() * BYTES_PER_TOKEN

@@ -1,6 +1,7 @@
 """Further columns of features.parquet and edges.parquet: what other work reports of each feature, beside the verdicts."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from scipy.sparse import csr_array
 from thresher.analyze.battery.judge import Judged, Settings, interval, weigh_groups
 from thresher.analyze.battery.meaning import Embeddings, sum_meaning
 from thresher.analyze.battery.sides import Side
+from thresher.analyze.derived import take_rows
 from thresher.analyze.evidence import Present
 from thresher.analyze.metrics.angle import find_modality_subspace, share_in_subspace
 from thresher.analyze.metrics.dictionary import compare_encoder, measure_distance
@@ -20,14 +22,18 @@ from thresher.analyze.metrics.modality import tell_modality
 from thresher.analyze.metrics.overlap import cofire_proportion, firing_entropy
 from thresher.analyze.metrics.pairs import correlate_self, score_dominance, sum_dominance
 from thresher.analyze.metrics.semantics import measure_edges
-from thresher.analyze.metrics.sparsity import measure_density, measure_features
+from thresher.analyze.metrics.sparsity import FeatureSparsity, measure_density, measure_features
 from thresher.analyze.metrics.universality import scale_latents
 from thresher.analyze.statistics.features import sum_features
+from thresher.analyze.statistics.rows import release, shape_of, transpose
+from thresher.analyze.survey.examples import make_folder
 from thresher.analyze.survey.sample import Sample, to_numpy
 from thresher.train.checkpoint import TrainedSAE
 
 SUBSPACE = 4
 """Directions of the modality subspace."""
+ENTRIES = 2**20
+"""Codes whose spread is measured at once; a feature that has more is measured alone."""
 
 
 def tabulate_further(
@@ -45,7 +51,7 @@ def tabulate_further(
     norm = np.linalg.norm(to_numpy(trained.sae.dictionary), axis=1)
     columns: dict[str, Any] = {}
     for name, side in (("image", judged.sides.image), ("text", judged.sides.text)):
-        found = _describe_side(side, samples[name], judged.sides.dictionary, norm)
+        found = _describe_side(side, samples[name], judged.sides.dictionary, norm, make_folder(judged, f"features-{name}"))
         columns |= {f"{column}_{name}": values for column, values in found.items()}
     low, high = interval(correlate_self(judged.totals.sums.groups, weigh_groups(judged.totals, settings.resample)))
     columns |= {"rho_low": low, "rho_high": high}
@@ -53,12 +59,16 @@ def tabulate_further(
 
 
 def _describe_side(
-    side: Side, sample: Sample, atoms: Float[np.ndarray, "d_sae d_in"], norm: Float[np.ndarray, " d_sae"]
+    side: Side,
+    sample: Sample,
+    atoms: Float[np.ndarray, "d_sae d_in"],
+    norm: Float[np.ndarray, " d_sae"],
+    scratch: Path | None,
 ) -> dict[str, np.ndarray]:
     """What is measured of each modality alone; `atoms` have unit norm, `norm` is what they had."""
     activity, n = side.activity, float(side.activity.rows[0])
     energies = measure_energies(n, activity.total, activity.energy[0], activity.n_negative, np.sign(norm))
-    spread = measure_features(side.codes) if len(side.record) > 1 else None
+    spread = _measure_spread(side.codes, scratch) if len(side.record) > 1 else None
     nothing = np.full(len(norm), np.nan)
     # Codes are those of unit atoms; x has units of its own.
     unit = sample.dictionary / np.where(norm > 0, norm, 1)[:, None]
@@ -73,6 +83,21 @@ def _describe_side(
         # A row's residual plus the feature's own part is scaled by 1 plus what the residual says.
         "scaling": 1 + scale_latents(sample.codes, unit, residual),
     }
+
+
+def _measure_spread(codes: csr_array, scratch: Path | None) -> FeatureSparsity:
+    """`measure_features`, some features at a time: it needs all rows of a feature, and several times their memory."""
+    by_feature = transpose(codes, scratch)
+    n_features = shape_of(by_feature)[0]
+    parts: list[FeatureSparsity] = []
+    start = 0
+    while start < n_features:
+        stop = int(np.searchsorted(by_feature.indptr, by_feature.indptr[start] + ENTRIES, side="right")) - 1
+        stop = min(max(stop, start + 1), n_features)
+        parts.append(measure_features(csr_array(csr_array(by_feature[start:stop]).T.tocsr())))
+        release(by_feature)
+        start = stop
+    return FeatureSparsity(*(np.concatenate(values) for values in zip(*parts, strict=True)))
 
 
 def _describe_both(judged: Judged) -> dict[str, np.ndarray]:
@@ -130,8 +155,12 @@ def tabulate_edge_meaning(judged: Judged, embeddings: Embeddings | None, edges: 
     i, j = (np.asarray(edges[name].to_numpy(), dtype=np.int64) for name in ("i", "j"))
     if embeddings is None:
         return {"mms": np.full(len(i), np.nan)}
-    image = sum_meaning(csr_array(judged.sides.image.codes[embeddings.image_items]), embeddings.image)
-    text = sum_meaning(csr_array(judged.sides.text.codes[embeddings.text_items]), embeddings.text)
+    image = sum_meaning(
+        take_rows(judged.sides.image.codes, embeddings.image_items, make_folder(judged, "meaning-image")), embeddings.image
+    )
+    text = sum_meaning(
+        take_rows(judged.sides.text.codes, embeddings.text_items, make_folder(judged, "meaning-text")), embeddings.text
+    )
     return {"mms": measure_edges(image, text, i, j)}
 
 

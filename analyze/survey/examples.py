@@ -1,14 +1,15 @@
 """examples.parquet: the items of the largest codes of every feature; and whether those of a feature are about one thing."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from scipy.sparse import csr_array, diags_array
 
 from thresher.analyze.battery.judge import Judged
 from thresher.analyze.battery.meaning import Embeddings
+from thresher.analyze.derived import take_rows
 from thresher.analyze.measure import Measured
 from thresher.analyze.metrics.semantics import compare_groups, compare_tops
 from thresher.analyze.panels import Panel
@@ -30,12 +31,12 @@ def list_examples(
     norm = np.linalg.norm(to_numpy(trained.sae.dictionary), axis=1)
     parts: list[dict[str, Any]] = []
     for name, one in measured.items():
-        found = find_examples(csr_array(one.codes @ diags_array(norm)), TOP)
-        feature, rank = np.nonzero(found.row >= 0)
+        found = find_examples(one.codes, TOP)
+        feature, rank = np.nonzero((found.row >= 0) & (norm > 0)[:, None])
         item = panels[name].items[found.row[feature, rank]]
         key = store.items(panels[name].modality, columns=["key"])["key"].take(pa.array(item)).to_pylist()
         modality = [name] * len(feature)
-        code = found.value[feature, rank]
+        code = found.value[feature, rank] * norm[feature]
         parts.append({"feature": feature, "modality": modality, "rank": rank, "item": item, "key": key, "code": code})
     columns: dict[str, Any] = {}
     for column in parts[0]:
@@ -43,13 +44,18 @@ def list_examples(
     return columns
 
 
+def make_folder(judged: Judged, name: str) -> Path | None:
+    """Where codes of that name lie; None for memory."""
+    return None if judged.sides.scratch is None else judged.sides.scratch / name
+
+
 def compare_examples(judged: Judged, embeddings: Embeddings) -> dict[str, float | int] | None:
     """Mean similarity of a feature's strongest images and captions, and of those of different features (VL-SAE's intra- and
     inter-similarity, arXiv 2510.21323); of features with TOP judged items on both sides. None for fewer than two.
     """
     codes = {
-        "image": csr_array(judged.sides.image.codes[embeddings.image_items]),
-        "text": csr_array(judged.sides.text.codes[embeddings.text_items]),
+        "image": take_rows(judged.sides.image.codes, embeddings.image_items, make_folder(judged, "examples-image")),
+        "text": take_rows(judged.sides.text.codes, embeddings.text_items, make_folder(judged, "examples-text")),
     }
     rows = {name: find_examples(one, TOP).row for name, one in codes.items()}
     full = np.flatnonzero((rows["image"][:, -1] >= 0) & (rows["text"][:, -1] >= 0))
