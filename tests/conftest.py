@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -28,7 +29,12 @@ exec(open({client!r}).read())
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Start the server behind `python`, one for all workers; it imports nothing before it is asked for something."""
+    """Start the server behind `python`, one for all workers; it imports nothing before it is asked for something.
+
+    Shells start what runs in the background with Ctrl-C ignored: tests that press it need it heard.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if hasattr(config, "workerinput") or not hasattr(os, "pidfd_open"):
         return
     folder, here = Path(tempfile.mkdtemp(prefix="forks-")), Path(__file__).parent / "tools"

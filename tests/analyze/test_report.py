@@ -96,7 +96,16 @@ def test_a_report_without_modalities_fetches_nothing_and_escapes_what_comes_from
 
 
 def test_a_spliced_loss_is_shown_with_its_documents(tmp_path: Path) -> None:
-    names = ("clean", "spliced", "zero", "mean", "recovered_from_zero", "recovered_from_mean")
+    names = (
+        "clean",
+        "spliced",
+        "zero",
+        "mean",
+        "recovered_from_zero",
+        "recovered_from_mean",
+        "kl_spliced",
+        "kl_recovered_from_mean",
+    )
     results = make_results(splice={name: number(1.5, 77) for name in names})
     write_report(tmp_path / "report.html", Page(results, [], {}, []))
     text = assert_offline(tmp_path / "report.html")
