@@ -71,10 +71,6 @@ class Server:
         self._server: BaseWSGIServer = make_server("127.0.0.1", port, application, True, request_handler=MotoRequestHandler)
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
-    def get_host_and_port(self) -> tuple[str, int]:
-        """Where it answers."""
-        return ("127.0.0.1", self._server.server_port)
-
     def stop(self) -> None:
         """Answer nobody any more."""
         self._server.shutdown()

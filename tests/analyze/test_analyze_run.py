@@ -208,7 +208,7 @@ def test_what_is_missing_is_named(scenes_store: Path, scenes_saes: dict[str, Pat
         run(configure(tmp_path / "nowhere", scenes_saes, tmp_path / "out"))
     with pytest.raises(CheckpointError, match="nothing"):
         run(configure(scenes_store, {"one": tmp_path / "nothing"}, tmp_path / "out"))
-    with pytest.raises(AnalysisError, match=r"metrics.json: cannot be read"):
+    with pytest.raises(AnalysisError, match=r"metrics.json is missing"):
         load_summary(tmp_path)
     (tmp_path / "metrics.json").write_text("{}")
     with pytest.raises(AnalysisError, match="not an analysis of this version"):

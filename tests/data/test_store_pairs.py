@@ -81,7 +81,7 @@ def test_rows_of_equal_number_are_pairs_unless_told_otherwise(tmp_path):
         ("image,text\n5,0", "pair 0 names image 5, but there are 5, counted from 0"),
         ("image,text\n0,-1", "pair 0 names text -1"),
         ("picture,text\n0,0", "expected a CSV with the columns image and text"),
-        ("image,text", r"expected whole numbers \[pair, 2\]"),
+        ("image,text", r"expected at least one pair, whole numbers \[pair, 2\]"),
     ],
 )
 def test_pairs_that_cannot_be_are_refused(pairs, message, tmp_path):
