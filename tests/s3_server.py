@@ -1,8 +1,6 @@
 """An S3 server on loopback (moto): prints its port, then obeys `down` and `up` from its input, keeping its buckets."""
 
-import contextlib
 import logging
-import random
 import socket
 import sys
 from collections.abc import Callable
@@ -24,27 +22,24 @@ def say(word: object) -> None:
     sys.stdout.flush()
 
 
-def find_port() -> int:
-    """A free port below those that systems hand out: nobody else is given it while the server is down."""
-    for port in random.SystemRandom().sample(range(20_000, 32_000), 100):
-        with contextlib.suppress(OSError), socket.socket() as probe:
-            probe.bind(("127.0.0.1", port))
-            return port
-    raise OSError("no free port")
-
-
 def serve(start: Callable[[int], Any]) -> None:
-    """Obey until the end of the input; `start` gives a server at a port."""
+    """Obey until the end of the input; `start` gives a server at a port.
+
+    The port belongs to a socket that never listens: while the server is down nobody else is given it, and nobody answers.
+    """
     logging.getLogger("werkzeug").setLevel(logging.CRITICAL)
-    port = find_port()
-    server = start(port)
-    say(port)
-    for line in sys.stdin:
-        if line.strip() == "down":
-            server.stop()
-        else:
-            server = start(port)
-        say(line.strip())
+    with socket.socket() as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.bind(("127.0.0.1", 0))
+        port = holder.getsockname()[1]
+        server = start(port)
+        say(port)
+        for line in sys.stdin:
+            if line.strip() == "down":
+                server.stop()
+            else:
+                server = start(port)
+            say(line.strip())
 
 
 if __name__ == "__main__":
