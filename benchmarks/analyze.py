@@ -87,7 +87,7 @@ def time_pairs(n: int, d_sae: int, k: int, folder: Path) -> None:
     gram = timed("Gram matrix", n, lambda: sum(part.products.size for part in gram_of(pairing, rows, columns, folder)))
     print(f"{'':28} {gram / 1e6:.0f} M entries, {work / 1e6:.0f} M multiply-adds, twice")
     marginals = find_marginals(sums)
-    bridging = Bridging(dictionary, np.zeros((1, d_sae), np.int64))
+    bridging = Bridging(dictionary, np.zeros((1, d_sae), np.int64), 1)
     walk = timed(
         "Gram matrix, edges, bridges", n, lambda: walk_gram(gram_of(pairing, rows, columns, folder), marginals, 16, bridging)
     )

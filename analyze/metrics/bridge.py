@@ -66,10 +66,9 @@ class BridgeSums(NamedTuple):
     """The largest |Bc|, descending."""
 
 
-def start_bridges(n_features: int, labels: Int[np.ndarray, "labelling feature"]) -> BridgeSums:
-    """Sums of nothing yet; `labels` are those that will be used."""
-    n_labels = int(labels.max(initial=0)) + 1
-    regions = np.zeros((3, len(labels), n_labels, n_labels))
+def start_bridges(n_features: int, n_labellings: int, n_labels: int) -> BridgeSums:
+    """Sums of nothing yet, for so many labellings of features by so many labels."""
+    regions = np.zeros((3, n_labellings, n_labels, n_labels))
     return BridgeSums(0.0, 0.0, 0.0, 0.0, 0.0, np.zeros((2, n_features)), np.zeros((2, n_features)), regions, np.zeros(0))
 
 

@@ -25,6 +25,7 @@ MARGINS = (0.01, 0.05, 0.1, 0.2, 0.3, 0.4)
 PUBLISHED = MARGINS.index(0.05)
 TEXT, BOTH, IMAGE = 0, 1, 2
 """Regions of the modality score."""
+N_REGIONS = 3
 GROUPED = 0.6
 """Least correlation of the partners in a 1:N group, and of matched features whose atoms are compared."""
 MATCHED = 4096
@@ -71,7 +72,7 @@ def measure_crossmodal(items: Items, seed: int) -> dict[str, Any]:
     """
     pairing = items.pairing or pair_codes(items.image, items.text, items.pairs, items.record)
     features = sum_features(items.image), sum_features(items.text)
-    bridging = Bridging(items.dictionary, label_regions(*features))
+    bridging = Bridging(items.dictionary, label_regions(*features), N_REGIONS)
     sums = _collect(items, pairing, features, bridging)
     deranged = _collect(items, derange(pairing, seed), features, None)
     chosen = _sample(items.pairs, seed)

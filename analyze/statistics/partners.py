@@ -43,7 +43,8 @@ class Bridging(NamedTuple):
 
     dictionary: Float[np.ndarray, "feature d_in"]
     labels: Int[np.ndarray, "labelling feature"]
-    """A small number for each feature, in several ways."""
+    """A number below `n_labels` for each feature, in several ways."""
+    n_labels: int
 
 
 def walk_gram(blocks: Iterable[GramRows], marginals: Marginals, n_partners: int, bridging: Bridging | None = None) -> Walk:
@@ -53,7 +54,7 @@ def walk_gram(blocks: Iterable[GramRows], marginals: Marginals, n_partners: int,
     """
     n_features, n_tests = len(marginals.image), 0
     across, down = [_nothing()], _Kept(n_features, n_partners)
-    bridges = None if bridging is None else start_bridges(n_features, bridging.labels)
+    bridges = None if bridging is None else start_bridges(n_features, len(bridging.labels), bridging.n_labels)
     for rows in blocks:
         rho = correlate_rows(rows, marginals)
         n_tests += rho.size

@@ -93,7 +93,7 @@ def test_a_walk_over_blocks_finds_what_the_whole_matrix_holds(seed: int, rows_at
     rho[rho <= 0] = -np.inf
     labels = np.stack([EVERY % 3, EVERY // 3])
     blocks = iterate_gram(pairing, EVERY, EVERY, memory=64.0 * M * rows_at_once)
-    walk = walk_gram(blocks, marginals, 2, Bridging(dictionary, labels))
+    walk = walk_gram(blocks, marginals, 2, Bridging(dictionary, labels, int(labels.max()) + 1))
     assert walk.best.text_of_image.tolist() == np.where(np.isfinite(rho.max(1)), rho.argmax(1), -1).tolist()
     assert walk.best.image_of_text.tolist() == np.where(np.isfinite(rho.max(0)), rho.argmax(0), -1).tolist()
     np.testing.assert_array_equal(walk.best.rho_of_image, np.where(np.isfinite(rho.max(1)), rho.max(1), np.nan))

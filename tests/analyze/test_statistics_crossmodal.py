@@ -60,6 +60,16 @@ def test_the_bridge_lies_between_features_of_both_modalities(found: dict) -> Non
     assert 1 <= bridge["participation"] <= 144
 
 
+def test_all_regions_are_told_where_no_feature_is_of_images_alone() -> None:
+    items = draw_items()
+    images = items.image.toarray()
+    images[:, SHARED:] = 0
+    bridge = measure_crossmodal(items._replace(image=csr_array(images)), 0)["bridge"]
+    centred = np.array(bridge["regions"]["centred"])
+    assert centred.shape == (len(bridge["region_margins"]), 3, 3)
+    assert not centred[:, 2].any()
+
+
 def test_counts_of_the_summary_are_those_of_the_world(found: dict) -> None:
     assert found["overlap"]["n_both"] == SHARED
     assert found["overlap"]["self_jaccard"] == 1
