@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import hypothesis
 import pytest
 
 from thresher.data.store.objects import RETRY_SECONDS, Objects
@@ -21,11 +22,28 @@ BUCKET = "activations"
 FORKS = "THRESHER_TEST_FORKS"
 """The variable with the folder in which the interpreters of `python` lie."""
 SERVER = pytest.StashKey["subprocess.Popen[str]"]()
+hypothesis.settings.register_profile(
+    "reproducible",
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.data_too_large],
+)
+hypothesis.settings.load_profile("reproducible")  # `--hypothesis-profile=default` looks for new examples
 SHIM = """#!{python} -IS
 import sys
 sys.argv[1:1] = {arguments!r}
 exec(open({client!r}).read())
 """
+
+
+def has_process_descriptors() -> bool:
+    """Whether Python and the kernel have what `fork_server.py` waits with; a sandbox may refuse it."""
+    try:
+        os.close(os.pidfd_open(os.getpid()))
+    except (AttributeError, OSError):
+        return False
+    return True
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -35,7 +53,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    if hasattr(config, "workerinput") or not hasattr(os, "pidfd_open"):
+    if hasattr(config, "workerinput") or not has_process_descriptors():
         return
     folder, here = Path(tempfile.mkdtemp(prefix="forks-")), Path(__file__).parent / "tools"
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "hub")}

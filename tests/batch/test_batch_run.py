@@ -1,13 +1,9 @@
 """Laws of a batch: what is killed is done again, what fails stops only what needs it, what is done stays done."""
 
-import contextlib
 import json
-import os
 import re
-import signal
 import subprocess
 import sys
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +24,8 @@ BASE: dict[str, Any] = {
         "model": {"kind": "open-clip", "name": "scenes"},
         "source": {"kind": "scenes", "n_records": 64, "seed": 3},
         "hook_points": ["vision.embed", "text.embed"],
+        "batch_size": 16,
+        "items_per_shard": 16,
         "thumbnail": 0,
         "device": "cpu",
     },
@@ -58,40 +56,40 @@ def write(folder: Path, **plan: Any) -> Path:
     return path
 
 
-def kill_first(log: Path, started: Path) -> threading.Thread:
-    """Kill the process of a unit, which is whoever writes its log, once, as soon as `started` exists."""
-    waited = threading.Event()
+DYING = """#!{python}
+import os, runpy, signal, sys
+from pathlib import Path
+from thresher.data.store import StoreWriter
 
-    def work() -> None:
-        while not started.exists():
-            waited.wait(0.005)
-        found = []
-        for process in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError):
-                if (process / "fd/1").readlink() == log:
-                    found.append(int(process.name))
-        # What `python` started ends with the last one; the one before waits for it.
-        for number in sorted(found, reverse=True):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(number, signal.SIGKILL)
+write, killed = StoreWriter.write, Path({folder!r}) / "killed"
 
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    return thread
+def write_then_die(self, batch):
+    write(self, batch)
+    if batch.index == 2 and not killed.exists():
+        killed.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+StoreWriter.write = write_then_die
+flag, module, *sys.argv[1:] = sys.argv[1:]
+assert flag == "-m"
+runpy.run_module(module, run_name="__main__", alter_sys=True)
+"""
+"""Stands in for the interpreter of the units; the first of them that harvests is killed on its way."""
 
 
 @pytest.fixture(scope="module")
 def batch(python: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Plan, Any, Path]:
-    """A batch of two runs, one of which cannot be analyzed, whose harvest was killed by hand; its plan and outcome."""
+    """A batch of two runs, one of which cannot be analyzed, whose harvest was killed once; its plan and outcome."""
     folder = tmp_path_factory.mktemp("batch")
     path = write(folder, runs={"good": {}, "bad": {"analyze.image": "vision.nowhere"}})
     plan = load_plan(path)
-    harvest = next(unit for unit in plan.units.values() if unit.stage == "harvest")
-    killer = kill_first(folder / "batch/logs" / f"{harvest.name}.log", harvest.out / "run.json")
+    dying = folder / "dying"
+    dying.write_text(DYING.format(python=python, folder=str(folder)))
+    dying.chmod(0o700)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "executable", str(python))
+        patch.setattr(sys, "executable", str(dying))
         outcome = run(plan, LocalEngine(2, 1))
-    killer.join()
+    assert (folder / "killed").exists()
     return plan, outcome, path
 
 
