@@ -159,7 +159,7 @@ def find_bridged(pairings: Pairings, settings: Settings) -> Bool[np.ndarray, " f
     partner = pairings.partner
     is_other = partner.feature != np.arange(len(partner.feature))
     is_beyond = np.nan_to_num(partner.q, nan=1.0) <= settings.thresholds.alpha
-    return is_other & partner.is_mutual & is_beyond & (np.nan_to_num(partner.rho) >= settings.battery.least_rho)
+    return is_other & partner.is_mutual & is_beyond & (np.nan_to_num(partner.rho) >= settings.battery.least_bridge_rho)
 
 
 def _gate_pairing(pairings: Pairings, activation: Activation, settings: Settings) -> np.ndarray:

@@ -333,6 +333,7 @@ def test_with_fewer_pairs_the_calibration_finds_less() -> None:
     ("fields", "message"),
     [
         ({"least_rho": 1.0}, "least_rho=1.0"),
+        ({"least_bridge_rho": 1.0}, "least_bridge_rho=1.0"),
         ({"dense_above": 0.0}, "dense_above=0.0"),
         ({"edges": 0}, "edges=0"),
         ({"least_pairs": 1}, "least_pairs=1"),

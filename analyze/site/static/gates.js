@@ -20,7 +20,7 @@
       ["meaning", row.gate_meaning, [atLeast("z against random items", row.mms_z, battery.least_z), atLeast("agreement of images and texts", row.agreement, battery.least_agreement)]],
       ["partner", null, [
         ["each the other's best", row.is_mutual === null ? null : row.is_mutual ? "yes" : "no", "yes", row.is_mutual], atMost("q", row.partner_q, edge.alpha),
-        atLeast("rho with the partner", row.partner_rho, battery.least_rho), above("cosine (collinear)", row.partner_cos, battery.collinear_above)]],
+        atLeast("rho with the partner", row.partner_rho, battery.least_bridge_rho), above("cosine (collinear)", row.partner_cos, battery.collinear_above)]],
       ["gap", null, [
         ["dense", row.is_dense ? "yes" : "no", `fires on more than ${battery.dense_above}`, row.is_dense], atLeast("share of the gap, either sign", row.gap_share === null ? null : Math.abs(row.gap_share), battery.bias_gap_share),
         atLeast("cosine with the gap", row.gap_cosine, battery.bias_cosine)]],
@@ -41,11 +41,13 @@
     "modality-specific": () => "One modality, and no partner on the other.",
   };
   const mark = met => (met === null || met === undefined ? h("span", { class: "soft" }, "-") : met ? h("span", { class: "yes" }, "\u2713 met") : h("span", { class: "no" }, "\u2717 not met"));
+  // What a line is about, with what its word means.
+  const meant = what => { const word = { "interval of the modality score": "modality score", "z against random items": "meaning z", "agreement of images and texts": "agreement", "items its energy is worth": "worth equal items", "cosine in other seeds": "stability", "cosine (collinear)": "cos", "each the other's best": "partner", "share of the gap, either sign": "gap" }[what]; return word ? h("span", { class: "term", title: THRESHER.about(word) }, what) : THRESHER.term(what); };
 
   THRESHER.reason = row => (REASONS[row.class] ? REASONS[row.class](row) : "");
   THRESHER.gates = row => h("div", { class: "scroll" }, h("table", { class: "data gates" },
     h("thead", {}, h("tr", {}, ["gate", "", "value", "threshold", ""].map((text, k) => h("th", { scope: "col", class: k < 2 ? "left" : null }, text)))),
     judge(row).map(([gate, outcome, tests]) => h("tbody", {}, tests.map(([what, value, rule, met], k) => h("tr", {},
       k ? null : h("th", { scope: "rowgroup", rowspan: tests.length, class: "left" }, gate, outcome ? h("small", { class: "outcome" }, outcome) : null),
-      h("td", { class: "left" }, what), h("td", {}, typeof value === "string" ? value : show(value)), h("td", { class: "soft" }, rule), h("td", { class: "left" }, mark(met))))))));
+      h("td", { class: "left" }, meant(what)), h("td", {}, typeof value === "string" ? value : show(value)), h("td", { class: "soft" }, rule), h("td", { class: "left" }, mark(met))))))));
 })();
