@@ -84,19 +84,17 @@ def time_pairs(n: int, d_sae: int, k: int, folder: Path) -> None:
     timed("sums of the margin", n, lambda: sum_margins(pairing, dictionary))
     rows, columns = np.flatnonzero(sums.image_fires), np.flatnonzero(sums.text_fires)
     work = float(np.diff(image.indptr).astype(float) @ np.diff(text.indptr))
-    gram = timed("Gram matrix", n, lambda: sum(part.products.size for part in gram_of(pairing, rows, columns, folder)))
+    gram = timed("Gram matrix", n, lambda: sum(part.products.size for part in gram_of(pairing, rows, columns)))
     print(f"{'':28} {gram / 1e6:.0f} M entries, {work / 1e6:.0f} M multiply-adds, twice")
     marginals = find_marginals(sums)
     bridging = Bridging(dictionary, np.zeros((1, d_sae), np.int64), 1)
-    walk = timed(
-        "Gram matrix, edges, bridges", n, lambda: walk_gram(gram_of(pairing, rows, columns, folder), marginals, 16, bridging)
-    )
+    walk = timed("Gram matrix, edges, bridges", n, lambda: walk_gram(gram_of(pairing, rows, columns), marginals, 16, bridging))
     print(f"{'':28} {len(walk.edges.i)} edges, peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.2f} GB")
 
 
-def gram_of(pairing: Pairing, rows: np.ndarray, columns: np.ndarray, folder: Path) -> Iterator[GramRows]:
+def gram_of(pairing: Pairing, rows: np.ndarray, columns: np.ndarray) -> Iterator[GramRows]:
     """The Gram matrix in blocks of 200 MB."""
-    return iterate_gram(pairing, rows, columns, scratch=folder / "postings")
+    return iterate_gram(pairing, rows, columns)
 
 
 def draw_pairs(n: int, d_sae: int, k: int, folder: Path) -> tuple[csr_array, csr_array]:

@@ -15,7 +15,7 @@ from thresher.analyze.statistics.paired import PairSums, find_marginals, sum_pai
 from thresher.analyze.statistics.pairing import Pairing, derange
 from thresher.analyze.statistics.partners import Edges as Strongest
 from thresher.analyze.statistics.partners import walk_gram
-from thresher.analyze.statistics.rows import transpose
+from thresher.analyze.statistics.rows import release, transpose
 
 MEMORY = 3e8
 """Bytes of the cross-modal Gram matrix held at once."""
@@ -30,15 +30,14 @@ class Totals(NamedTuple):
     """Codes of the images, by feature."""
     text: Levels
     """Codes of their captions added up."""
-    scratch: Path | None = None
-    """Where matrices that are made on the way lie; None for memory."""
 
 
 def total(pairing: Pairing, scratch: Path | None = None) -> Totals:
-    """Sums over pairs, and the levels of the codes."""
+    """Sums over pairs, and the levels of the codes; what is made on the way lies in `scratch`, without it in memory."""
     n = len(pairing.record)
-    levels = [find_levels(transpose(codes, scratch), n) for codes in (pairing.image, pairing.texts.total)]
-    return Totals(pairing, sum_pairs(pairing), levels[0], levels[1], scratch)
+    levels = [find_levels(postings, n) for postings in (pairing.postings, transpose(pairing.texts.total, scratch))]
+    release(pairing.postings)
+    return Totals(pairing, sum_pairs(pairing), *levels)
 
 
 def derange_totals(totals: Totals, seed: int) -> Totals:
@@ -104,7 +103,7 @@ def find_partners(
     Goes through the cross-modal Gram matrix in blocks of features; memory does not grow with the number of pairs.
     """
     rows, columns = np.flatnonzero(on_image), np.flatnonzero(on_text)
-    blocks = iterate_gram(totals.pairing, rows, columns, MEMORY, totals.scratch) if len(rows) and len(columns) else ()
+    blocks = iterate_gram(totals.pairing, rows, columns, MEMORY) if len(rows) and len(columns) else ()
     walk = walk_gram(blocks, find_marginals(totals.sums), n_edges)
     return Partners(walk.best, walk.edges, (len(rows), len(columns)))
 

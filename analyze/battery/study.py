@@ -110,7 +110,7 @@ def examine(
     groups["pairs"] = {"n": len(study.pairs), "n_images": judged.totals.sums.n_images}
     codes = judged.sides.image.codes, judged.sides.text.codes
     pairing, dictionary = judged.totals.pairing, judged.sides.dictionary
-    items = Items(*codes, study.pairs, judged.sides.image.record, dictionary, pairing, judged.totals.scratch)
+    items = Items(*codes, study.pairs, judged.sides.image.record, dictionary, pairing)
     groups["crossmodal"] = measure_crossmodal(items, study.settings.resample.seed)
     groups["alignment"] = judge_alignments(items, study.settings.resample.seed)
     groups["seeds"] = describe_stability(judged.stability) | {"others": find_seeds(name, inputs.saes)}

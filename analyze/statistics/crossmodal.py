@@ -1,6 +1,6 @@
 """The cross-modal measures that other work reports, of one dictionary, each beside what re-paired texts would give."""
 
-from pathlib import Path
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,11 +14,11 @@ from thresher.analyze.metrics.needs import normalize_rows
 from thresher.analyze.metrics.overlap import cofire_proportion, compare_codes, firing_entropy, measure_overlap
 from thresher.analyze.metrics.pairs import Dominance, classify_dominance, score_dominance, sum_dominance
 from thresher.analyze.statistics.features import FeatureSums, sum_features
-from thresher.analyze.statistics.gram import iterate_gram
-from thresher.analyze.statistics.paired import Marginals, PairSums, find_marginals, sum_pairs
+from thresher.analyze.statistics.gram import GramRows, iterate_gram, take_part
+from thresher.analyze.statistics.paired import PairSums, find_marginals, sum_pairs
 from thresher.analyze.statistics.pairing import Pairing, derange, pair_codes
 from thresher.analyze.statistics.partners import Bridging, Walk, walk_gram
-from thresher.analyze.statistics.rows import iterate_blocks, release
+from thresher.analyze.statistics.rows import iterate_blocks, release, shape_of
 
 MARGINS = (0.01, 0.05, 0.1, 0.2, 0.3, 0.4)
 """Within this of 0 a modality score makes a feature one of texts, within this of 1 one of images (arXiv 2602.06218: 0.05)."""
@@ -50,8 +50,6 @@ class Items(NamedTuple):
     dictionary: Float[np.ndarray, "feature d_in"]
     pairing: Pairing | None = None
     """The same as a pairing, where it has been made."""
-    scratch: Path | None = None
-    """Folder for what is made on the way; None for memory."""
 
 
 class _Sums(NamedTuple):
@@ -68,7 +66,7 @@ class _Sums(NamedTuple):
 def measure_crossmodal(items: Items, seed: int) -> dict[str, Any]:
     """Plain values by measure; `deranged` holds those that depend on the pairing, with texts of other records.
 
-    Two walks over the Gram matrix and one one-to-one matching each. Raises AnalysisError when nothing is paired.
+    A walk over the Gram matrix and a one-to-one matching each. Raises AnalysisError when nothing is paired.
     """
     pairing = items.pairing or pair_codes(items.image, items.text, items.pairs, items.record)
     features = sum_features(items.image), sum_features(items.text)
@@ -77,7 +75,7 @@ def measure_crossmodal(items: Items, seed: int) -> dict[str, Any]:
     deranged = _collect(items, derange(pairing, seed), features, None)
     chosen = _sample(items.pairs, seed)
     image, text = (csr_array(side[chosen[:, c]]) for c, side in enumerate((items.image, items.text)))
-    dominance = classify_dominance(score_dominance(_sum_dominance(items)))
+    dominance = classify_dominance(score_dominance(add_dominance(items.image, items.text, items.pairs)))
     return {
         "bridge": _describe_bridges(sums),
         "dominance": {name: int((dominance == name).sum()) for name in ("image", "cross", "text", "dead")},
@@ -94,14 +92,14 @@ def _sample(pairs: Int[np.ndarray, "pair 2"], seed: int) -> Int[np.ndarray, "pai
     return pairs[np.sort(np.random.default_rng(seed).choice(len(pairs), COMPARED, replace=False))]
 
 
-def _sum_dominance(items: Items) -> Dominance:
-    """Over all pairs, in blocks."""
-    total = Dominance(np.zeros(len(items.dictionary)), np.zeros(len(items.dictionary), np.int64))
-    for rows in iterate_blocks(len(items.pairs)):
-        image, text = (csr_array(side[items.pairs[rows, c]]) for c, side in enumerate((items.image, items.text)))
-        part = sum_dominance(image, text)
+def add_dominance(image: csr_array, text: csr_array, pairs: Int[np.ndarray, "pair 2"]) -> Dominance:
+    """Sums over all pairs of rows of two matrices [item, feature], in blocks."""
+    n_features = shape_of(image)[1]
+    total = Dominance(np.zeros(n_features), np.zeros(n_features, np.int64))
+    for rows in iterate_blocks(len(pairs)):
+        part = sum_dominance(csr_array(image[pairs[rows, 0]]), csr_array(text[pairs[rows, 1]]))
         total = Dominance(total.ratio + part.ratio, total.pairs + part.pairs)
-        release(items.image, items.text)
+        release(image, text)
     return total
 
 
@@ -110,15 +108,20 @@ def _collect(items: Items, pairing: Pairing, features: tuple[FeatureSums, Featur
     pairs = sum_pairs(pairing)
     rows, columns = np.flatnonzero(pairs.image_fires), np.flatnonzero(pairs.text_fires)
     marginals = find_marginals(pairs)
-    walk = walk_gram(iterate_gram(pairing, rows, columns, scratch=items.scratch), marginals, N_PARTNERS, bridging)
-    matching = _match(items, pairing, marginals, _strongest(image, rows), _strongest(text, columns))
+    strong = _strongest(image, rows), _strongest(text, columns)
+    found: list[GramRows] = []
+    walk = walk_gram(_keep_parts(iterate_gram(pairing, rows, columns), *strong, found), marginals, N_PARTNERS, bridging)
+    matching = match_one_to_one(found, marginals, *strong)
     edges = walk.edges
     groups = group_partners(edges.i, edges.j, edges.rho, GROUPED, items.text)
     return _Sums(image, text, pairs, walk, matching, groups)
 
 
-def _match(items: Items, pairing: Pairing, marginals: Marginals, rows: np.ndarray, columns: np.ndarray) -> Matching:
-    return match_one_to_one(iterate_gram(pairing, rows, columns, scratch=items.scratch), marginals, rows, columns)
+def _keep_parts(blocks: Iterable[GramRows], image: np.ndarray, text: np.ndarray, kept: list[GramRows]) -> Iterator[GramRows]:
+    """The blocks as they are; what they hold of the features `image` x `text` is added to `kept`."""
+    for rows in blocks:
+        kept.append(take_part(rows, image, text))
+        yield rows
 
 
 def _strongest(sums: FeatureSums, features: np.ndarray) -> np.ndarray:

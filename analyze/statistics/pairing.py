@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Int
 from scipy.sparse import csr_array
 
-from thresher.analyze.statistics.rows import BLOCK, RowsWriter, iterate_blocks, release, shape_of
+from thresher.analyze.statistics.rows import BLOCK, RowsWriter, iterate_blocks, release, shape_of, transpose
 from thresher.errors import AnalysisError
 
 TRIES = 100
@@ -34,6 +34,8 @@ class Pairing(NamedTuple):
 
     image: csr_array
     """Codes of the images [image, feature]."""
+    postings: csr_array
+    """The same by feature [feature, image]."""
     texts: Texts
     n_texts: Int[np.ndarray, " image"]
     """Texts of each row of `texts`."""
@@ -90,7 +92,8 @@ def pair_codes(
             writer.append(part)
         release(image, text)
     kept, total, energy, fires = (writer.finish() for writer in writers)
-    return Pairing(kept, Texts(total, energy, fires), np.diff(bounds), np.arange(len(rows)), record[rows])
+    postings = transpose(kept, None if scratch is None else scratch / "postings")
+    return Pairing(kept, postings, Texts(total, energy, fires), np.diff(bounds), np.arange(len(rows)), record[rows])
 
 
 def _check(image: csr_array, text: csr_array, pairs: Int[np.ndarray, "pair 2"]) -> None:

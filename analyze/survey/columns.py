@@ -20,10 +20,11 @@ from thresher.analyze.metrics.energy import measure_energies
 from thresher.analyze.metrics.labels import count_labels, label_jaccard, measure_purity
 from thresher.analyze.metrics.modality import tell_modality
 from thresher.analyze.metrics.overlap import cofire_proportion, firing_entropy
-from thresher.analyze.metrics.pairs import correlate_self, score_dominance, sum_dominance
+from thresher.analyze.metrics.pairs import correlate_self, score_dominance
 from thresher.analyze.metrics.semantics import measure_edges
 from thresher.analyze.metrics.sparsity import FeatureSparsity, measure_density, measure_features
 from thresher.analyze.metrics.universality import scale_latents
+from thresher.analyze.statistics.crossmodal import add_dominance
 from thresher.analyze.statistics.features import sum_features
 from thresher.analyze.statistics.rows import release, shape_of, transpose
 from thresher.analyze.survey.examples import make_folder
@@ -104,11 +105,11 @@ def _describe_both(judged: Judged) -> dict[str, np.ndarray]:
     """What compares the modalities."""
     image, text = sum_features(judged.sides.image.codes), sum_features(judged.sides.text.codes)
     sums = judged.totals.sums
-    pairs = [csr_array(side.codes[judged.sides.pairs[:, c]]) for c, side in enumerate(judged.sides[:2])]
+    dominance = add_dominance(judged.sides.image.codes, judged.sides.text.codes, judged.sides.pairs)
     cofires = cofire_proportion(sums.cofires, np.stack([sums.image_fires, sums.text_fires]))
     return {
         "modality_auc": tell_modality(image.histogram, image.n_rows, text.histogram, text.n_rows).auc,
-        "dominance": score_dominance(sum_dominance(*pairs)),
+        "dominance": score_dominance(dominance),
         "firing_entropy": firing_entropy(np.stack([image.fires / image.n_rows, text.fires / text.n_rows])),
         "cofire_image": cofires[0],
         "cofire_text": cofires[1],

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from scipy.sparse import csr_array
 from scipy.stats import hypergeom
 
@@ -98,7 +99,7 @@ def test_the_gram_matrix_in_segments_is_the_whole(monkeypatch: pytest.MonkeyPatc
     every = np.arange(6)
     whole = next(iterate_gram(pairing, every, every))
     monkeypatch.setattr(gram, "SEGMENT", 7)
-    parts = next(iterate_gram(pairing, every, every, scratch=tmp_path / "postings"))
+    parts = next(iterate_gram(pairing, every, every))
     np.testing.assert_allclose(parts.products, whole.products, atol=1e-12)
     np.testing.assert_array_equal(parts.cofires, whole.cofires)
 
@@ -111,3 +112,19 @@ def test_levels_hold_all_units_and_the_sum_of_the_codes() -> None:
     np.testing.assert_allclose((found.units * found.value).sum(1), codes.sum(axis=1), atol=1e-9)
     assert (found.units[1, 1:] <= 1).all()
     assert found.units.shape == (5, N_LEVELS)
+
+
+def test_compiled_products_are_those_of_scipy_to_the_bit_for_any_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("numba")
+    generator = np.random.default_rng(5)
+    image, text = (csr_array(generator.normal(size=(90, 9)) * (generator.random((90, 9)) < 0.6)) for _ in range(2))
+    pairs = np.stack([np.arange(90), generator.permutation(90)], axis=1)
+    pairing, rows, columns = derange(pair_codes(image, text, pairs, np.arange(90)), 0), np.arange(1, 9), np.arange(0, 9, 2)
+    monkeypatch.setattr(gram, "SEGMENT", 40)
+    (expected,) = iterate_gram(pairing, rows, columns)
+    monkeypatch.setattr(gram, "COMPILED", 0)
+    for n_threads in (1, 3):
+        monkeypatch.setattr(torch, "get_num_threads", lambda n=n_threads: n)
+        (found,) = iterate_gram(pairing, rows, columns)
+        np.testing.assert_array_equal(found.products, expected.products)
+        np.testing.assert_array_equal(found.cofires, expected.cofires)

@@ -142,7 +142,7 @@ def test_a_pairing_in_files_has_the_same_bits_as_in_memory(tmp_path: Path) -> No
         np.testing.assert_array_equal(one, other)
     (one,), (other,) = (
         iterate_gram(kept, every(kept), every(kept)),
-        iterate_gram(filed, every(filed), every(filed), scratch=tmp_path / "postings"),
+        iterate_gram(filed, every(filed), every(filed)),
     )
     np.testing.assert_array_equal(one.products, other.products)
 
