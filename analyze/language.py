@@ -57,8 +57,7 @@ def reconstruct(trained: TrainedSAE, hook_point: str) -> Replacement:
     """Encode and decode; rows that the dictionary sees at unit norm get their own length back."""
 
     def replace(x: Tensor) -> Tensor:
-        x_hat = trained.decode(trained.encode(x, hook_point), hook_point)
-        return x_hat * x.norm(dim=-1, keepdim=True) if trained.normalizer.is_unit else x_hat
+        return trained.normalizer.restore(trained.decode(trained.encode(x, hook_point), hook_point), x)
 
     return replace
 

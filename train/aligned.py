@@ -16,7 +16,7 @@ from thresher.train.arch import Architecture, BatchTopKCrosscoder, Crosscoder
 from thresher.train.arch.crosscoder import relative_norms
 from thresher.train.arch.transcoder import TranscoderFields
 from thresher.train.codes import Codes
-from thresher.train.normalize import NormalizeConfig, Normalizer, measure
+from thresher.train.normalize import NormalizeConfig, Normalizer, measure, shape_rows
 from thresher.train.protocol import SAE
 
 Aligned = Crosscoder | BatchTopKCrosscoder | TranscoderFields
@@ -70,7 +70,7 @@ def measure_aligned(store: AlignedStore, settings: NormalizeConfig, *, holdout: 
     mean = torch.zeros(len(found), max(store.widths))
     for row, each, width in zip(mean, found, store.widths, strict=True):
         row[:width] = each.mean[0]
-    return Normalizer(settings.rows == "unit", mean, torch.cat([each.scale for each in found]), store.widths)
+    return shape_rows(settings)._replace(mean=mean, scale=torch.cat([each.scale for each in found]), widths=store.widths)
 
 
 @torch.no_grad()

@@ -184,6 +184,7 @@ def load_sae(folder: str | Path, device: str | torch.device = "cpu") -> TrainedS
             tensors["normalizer.mean"],
             tensors["normalizer.scale"],
             tuple(description["normalizer"].get("widths", ())),
+            config.normalize.rows == "layer",
         )
         return TrainedSAE(
             sae=sae,

@@ -20,8 +20,9 @@ from thresher.train.split import name_nonfinite, read_side
 class NormalizeConfig:
     """First the rows, then the centre, then the scale."""
 
-    rows: Literal["as_is", "unit"] = "as_is"
-    """`unit` divides every row by its norm first; a reconstruction is then a unit-norm row too, lengths are not kept."""
+    rows: Literal["as_is", "unit", "layer"] = "as_is"
+    """`unit` divides every row by its norm first; a reconstruction is then a unit-norm row too, lengths are not kept. `layer`
+    subtracts each row's own mean before that, which is a layer norm over the root of d_in - 1."""
     center: Literal["none", "joint", "per_modality", "per_hook_point"] = "joint"
     """Subtract nothing, one mean over all hook points (weighted as the stream weighs them), or a mean of each modality's or
     each hook point's own.
@@ -37,6 +38,10 @@ class NormalizeConfig:
             raise ConfigError(f"statistics_rows={self.statistics_rows}: take at least one row")
 
 
+LAYER_EPSILON = 1e-5
+"""Added to a row's standard deviation by `layer`, as SAELens does."""
+
+
 class Normalizer(NamedTuple):
     """An affine map per hook point, after an optional division of each row by its norm."""
 
@@ -49,6 +54,8 @@ class Normalizer(NamedTuple):
     widths: tuple[int, ...] = ()
     """Of hook points whose rows stand side by side, each with its own map (and norm); `mean` is then filled up with zeros,
     and there is one `group`, 0. Empty where each row is of one hook point."""
+    is_centred: bool = False
+    """Rows lose their own mean before they are brought to unit norm."""
 
     def normalize(self, x: Float[Tensor, "row d_in"], group: int | Int[Tensor, "row"]) -> Float[Tensor, "row d_in"]:
         """Raw activations as the dictionary sees them; `group` is the index of the hook point, of all rows or of each."""
@@ -66,7 +73,17 @@ class Normalizer(NamedTuple):
         """What a reconstruction is compared with: the rows themselves, or at unit norm if `is_unit`."""
         if self.widths:
             return torch.cat([each.target(part) for each, part in self._divide(x)], dim=1)
+        if self.is_centred:
+            centred = x - x.mean(dim=1, keepdim=True)
+            return centred / (torch.linalg.vector_norm(centred, dim=1, keepdim=True) + _layer_floor(x.shape[1]))
         return functional.normalize(x, dim=1) if self.is_unit else x
+
+    def restore(self, x_hat: Float[Tensor, "*row d_in"], x: Float[Tensor, "*row d_in"]) -> Float[Tensor, "*row d_in"]:
+        """Reconstructions with the length, and the mean, that `target` took from the rows `x`."""
+        if not self.is_unit:
+            return x_hat
+        mean = x.mean(dim=-1, keepdim=True) if self.is_centred else torch.zeros_like(x[..., :1])
+        return x_hat * torch.linalg.vector_norm(x - mean, dim=-1, keepdim=True) + mean
 
     def select(self, blocks: Sequence[int]) -> "Normalizer":
         """That of some of the hook points side by side."""
@@ -80,7 +97,18 @@ class Normalizer(NamedTuple):
     def _divide(self, x: Tensor) -> Iterator[tuple["Normalizer", Tensor]]:
         """Each hook point's own normaliser and columns."""
         for index, (width, part) in enumerate(zip(self.widths, x.split(list(self.widths), dim=1), strict=True)):
-            yield Normalizer(self.is_unit, self.mean[index : index + 1, :width], self.scale[index : index + 1]), part
+            own = self.mean[index : index + 1, :width], self.scale[index : index + 1]
+            yield Normalizer(self.is_unit, *own, is_centred=self.is_centred), part
+
+
+def shape_rows(settings: NormalizeConfig) -> Normalizer:
+    """A normaliser that does with rows what the settings say, and neither centres nor scales."""
+    return Normalizer(settings.rows != "as_is", torch.zeros(1, 1), torch.ones(1), is_centred=settings.rows == "layer")
+
+
+def _layer_floor(width: int) -> float:
+    """A standard deviation is a norm over the root of the width less one."""
+    return LAYER_EPSILON * math.sqrt(max(width - 1, 1))
 
 
 class _Moments(NamedTuple):
@@ -125,7 +153,7 @@ def measure(
             raise StoreError(f"{store.path}: {name}: all its training rows are equal: they cannot be scaled; use scale: none")
     norms = torch.stack([square.sqrt() for square in squares])
     scale = torch.ones_like(norms) if wanted is None else wanted / norms
-    return Normalizer(settings.rows == "unit", torch.stack(means).float(), scale.float())
+    return shape_rows(settings)._replace(mean=torch.stack(means).float(), scale=scale.float())
 
 
 def _average(values: Sequence[Tensor], shares: Sequence[float], groups: Sequence[str]) -> list[Tensor]:
@@ -143,7 +171,7 @@ def _measure(store: Readable, hook_point: str, settings: NormalizeConfig, holdou
     n_rows, square = 0, 0.0
     rows = read_side(store, hook_point, "training", holdout=holdout, seed=seed, at_most=settings.statistics_rows)
     for chunk in rows:
-        x = (functional.normalize(chunk, dim=1) if settings.rows == "unit" else chunk).double()
+        x = shape_rows(settings).target(chunk).double()
         n_rows += x.shape[0]
         total += x.sum(0)
         square += float(x.square().sum())

@@ -12,6 +12,22 @@ from thresher.cli_common import guard, print_pairs, print_table
 app = typer.Typer(no_args_is_help=True, help="Look at sparse autoencoders; exchange them with other libraries and the hub.")
 
 
+class Encoder(StrEnum):
+    """How a dictionary whose file does not say it finds its codes."""
+
+    RELU = "relu"
+    TOPK = "topk"
+    ABS_TOPK = "abs_topk"
+    JUMPRELU = "jumprelu"
+
+
+class RowShape(StrEnum):
+    """What was done to rows before another library saw them."""
+
+    UNIT = "unit"
+    LAYER = "layer"
+
+
 class Library(StrEnum):
     """What a dictionary can be exported to."""
 
@@ -62,18 +78,36 @@ def export(
 @app.command("import")
 @guard
 def import_(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="What another library, or an export, wrote.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE", help="Folder or file that another library, or an export, wrote; or owner/name[/folder]."
+        ),
+    ],
     out: Out,
     hook_point: Annotated[
         list[str] | None, typer.Option(help="What to call the place of its activations; again for another one.")
     ] = None,
     store: Annotated[Path | None, typer.Option(help="The store that it is to be analyzed on.")] = None,
+    rows: Annotated[
+        RowShape | None, typer.Option(help="It was trained on rows at unit norm; layer: less their own means before that.")
+    ] = None,
+    kind: Annotated[Encoder | None, typer.Option(help="How it encodes, where a single file does not say it.")] = None,
+    k: Annotated[int | None, typer.Option(min=1, help="Atoms per row, where a single file does not say it.")] = None,
+    bias: Annotated[
+        bool | None,
+        typer.Option("--subtract-bias/--keep-bias", help="Whether the decoder's bias is subtracted from a row first."),
+    ] = None,
+    revision: Revision = None,
     lossy: Lossy = False,
 ) -> None:
-    """Make a checkpoint from another library's dictionary. Pickled modules are not loaded."""
-    from thresher.train.exchange import import_sae
+    """Make a checkpoint from another library's dictionary. Code in pickles is never run."""
+    from thresher.train.exchange import Stated, import_sae
+    from thresher.train.exchange.hub import find_released
 
-    written = import_sae(folder, out, hook_point=hook_point, store=store, lossy=lossy)
+    stated = Stated(None if kind is None else kind.value, k, bias)
+    place, shape = find_released(source, revision=revision), None if rows is None else rows.value
+    written = import_sae(place, out, hook_point=hook_point, store=store, rows=shape, stated=stated, lossy=lossy)
     _say(written.folder, written.lost)
 
 

@@ -1,5 +1,8 @@
 """Rows, a unit-norm dictionary, and skips where a peer is not installed."""
 
+import importlib.util
+import sys
+import types
 from collections.abc import Callable
 
 import peers
@@ -18,6 +21,22 @@ def need() -> Callable[[str], None]:
             pytest.skip(f"{peer} is not installed: pip install 'thresher[interop]'")
 
     return skip_without
+
+
+@pytest.fixture
+def dictionary_learning() -> Callable[[str], types.ModuleType]:
+    """A function that imports a module of dictionary_learning without what its `__init__` imports (nnsight, for harvests)."""
+
+    def import_module(module: str) -> types.ModuleType:
+        name = "dictionary_learning"
+        spec = importlib.util.find_spec(name)
+        if spec is None or not spec.submodule_search_locations:
+            pytest.skip("dictionary_learning is not installed: pip install --no-deps dictionary-learning")
+        if name not in sys.modules:
+            sys.modules[name] = importlib.util.module_from_spec(spec)
+        return peers.import_peer(f"{name}.{module}")
+
+    return import_module
 
 
 @pytest.fixture

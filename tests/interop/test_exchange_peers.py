@@ -3,7 +3,6 @@
 import dataclasses
 import importlib
 import importlib.util
-import sys
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -149,17 +148,6 @@ def test_sparsify_gives_our_codes_on_raw_rows(export: Export, need: Need) -> Non
     check((dense, sae.decode(values, indices)), ours(trained, x, TEXT))
 
 
-def import_dictionary_learning(module: str) -> types.ModuleType:
-    """A module of it without what its `__init__` imports (nnsight, for harvesting only)."""
-    name = "dictionary_learning"
-    spec = importlib.util.find_spec(name)
-    if spec is None or not spec.submodule_search_locations:
-        pytest.skip("dictionary_learning is not installed: pip install --no-deps dictionary-learning")
-    if name not in sys.modules:
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-    return peers.import_peer(f"{name}.{module}")
-
-
 PLACES = {
     "relu": ("dictionary", "AutoEncoder"),
     "topk": ("trainers.top_k", "AutoEncoderTopK"),
@@ -171,9 +159,11 @@ PLACES = {
 
 @pytest.mark.interop
 @pytest.mark.parametrize("settings", LINEAR, ids=name_kind)
-def test_dictionary_learning_gives_our_codes_on_raw_rows(settings: Architecture, export: Export) -> None:
+def test_dictionary_learning_gives_our_codes_on_raw_rows(
+    settings: Architecture, export: Export, dictionary_learning: Callable[[str], types.ModuleType]
+) -> None:
     module, name = PLACES[settings.kind]
-    cls = getattr(import_dictionary_learning(module), name)
+    cls = getattr(dictionary_learning(module), name)
     trained = make_trained(settings)
     x = draw_rows(trained, IMAGE)
     sae = cls.from_pretrained(str(export(trained, "dictionary-learning") / "ae.pt"))

@@ -230,7 +230,7 @@ def test_atoms_of_other_norms_reconstruct_the_same(peer: Callable[..., Path], tm
         (MP, {"residual_threshold": 0.01}, "residual_threshold=0.01"),
         (MP, {"stop_on_duplicate_support": True}, "picked again"),
         (MP, {"norms": torch.linspace(0.5, 2, D_SAE)}, "unit norm"),
-        (TOPK, {"norms": torch.linspace(0.5, 2, D_SAE)}, "differ in norm"),
+        (ABS, {"norms": torch.linspace(0.5, 2, D_SAE)}, "differ in norm"),
     ],
 )
 def test_what_ours_cannot_say_is_refused_and_recorded_when_asked_for(
@@ -243,7 +243,7 @@ def test_what_ours_cannot_say_is_refused_and_recorded_when_asked_for(
     assert any(message in each for each in load_sae(tmp_path / "back").store_identity["lost"])
 
 
-@pytest.mark.parametrize("changes", [{"architecture": "temporal"}, {"normalize_activations": "layer_norm"}])
+@pytest.mark.parametrize("changes", [{"architecture": "temporal"}, {"normalize_activations": "expected_average_only_in"}])
 def test_what_has_no_counterpart_is_refused_in_any_case(changes: dict, peer: Callable[..., Path], tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no counterpart"):
         import_sae(peer(TOPK, **changes), tmp_path / "back", lossy=True)

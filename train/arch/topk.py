@@ -44,6 +44,9 @@ class TopK(TopKFields):
 
     kind: Literal["topk"] = "topk"
     """Which architecture this is."""
+    weighted: bool = False
+    """Outputs are divided by a number for each atom before they are compared. Only in dictionaries that come from elsewhere,
+    where atoms of other norms than 1 were selected by their coefficients; these cannot be trained."""
 
 
 class TopKSAE(LinearCoder):
@@ -52,19 +55,24 @@ class TopKSAE(LinearCoder):
     def __init__(self, settings: TopKFields, d_in: int, generator: torch.Generator) -> None:
         super().__init__(d_in, settings, generator)
         self.settings = settings
+        is_weighted = isinstance(settings, TopK) and settings.weighted
+        self.weights: Tensor | None
+        self.register_buffer("weights", torch.ones(settings.d_sae) if is_weighted else None)
 
     def encode(self, x: Float[Tensor, "row d_in"], k: int | None = None) -> Codes:
         """The `k` largest positive outputs, largest first. Raises ValueError for `k` below 1."""
         k = min(self.settings.k if k is None else k, self.d_sae)
         if k < 1:
             raise ValueError(f"k={k}: keep at least 1 atom per row")
-        arguments = (self.center(x), self.encoder, self.encoder_bias)
+        arguments = (self.center(x), *self._compared())
         if self.settings.selection == "bf16":
             return self.activate(x, repair(screen_topk(*arguments, k), *arguments))
         return self.activate(x, find_topk(*arguments, k))
 
     def loss(self, x: Float[Tensor, "row d_in"]) -> tuple[Float[Tensor, ""], Stats]:
-        """Mean squared error per dimension plus AuxK."""
+        """Mean squared error per dimension plus AuxK. Raises ConfigError where outputs are weighted."""
+        if self.weights is not None:
+            raise ConfigError("sae.weighted=true: a dictionary that was imported; it can be measured, not trained")
         given, target = self.divide(x)
         indices, preactivations, parts = self._select(given)
         codes = self.activate(given, indices)
@@ -74,6 +82,12 @@ class TopKSAE(LinearCoder):
         with torch.no_grad():
             l0, fired = (codes.values > 0).sum(1), mark_fired(codes, self.d_sae)
         return loss, self.describe(target, residual, l0, fired, {"loss": loss, "aux": aux, **parts})
+
+    def _compared(self) -> tuple[Tensor, Tensor]:
+        """The encoder and its bias as outputs are compared with each other."""
+        if self.weights is None:
+            return self.encoder, self.encoder_bias
+        return self.encoder / self.weights[:, None], self.encoder_bias / self.weights
 
     @torch.no_grad()
     def _select(self, x: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -12,6 +12,8 @@ from thresher.errors import CheckpointError
 from thresher.train.exchange.files import (
     Names,
     Reading,
+    describe_rows,
+    read_count,
     read_json,
     read_note,
     read_state_dict,
@@ -20,16 +22,23 @@ from thresher.train.exchange.files import (
     write_note,
     write_state_dict,
 )
-from thresher.train.exchange.plain import Kind, Plain, bring_to_unit_norm
+from thresher.train.exchange.plain import Kind, Plain, bring_to_unit_norm, join_gate
 
-CONFIG, WEIGHTS = "config.json", "ae.pt"
+CONFIG, WEIGHTS, GATE = "config.json", "ae.pt", "gate_bias"
 CLASSES: dict[Kind, str] = {
     "relu": "AutoEncoder",
     "topk": "AutoEncoderTopK",
     "batch_topk": "BatchTopKSAE",
     "jumprelu": "JumpReluAutoEncoder",
 }
-KINDS: Mapping[str, Kind] = {**{name: kind for kind, name in CLASSES.items()}, "MatryoshkaBatchTopKSAE": "batch_topk"}
+KINDS: Mapping[str, Kind] = {
+    **{name: kind for kind, name in CLASSES.items()},
+    "AutoEncoderNew": "relu",
+    "GatedAutoEncoder": "jumprelu",
+    "MatryoshkaBatchTopKSAE": "batch_topk",
+    "MatroyshkaBatchTopKSAE": "batch_topk",
+}
+"""Classes that we read; the misspelt one is in its first versions, and in what was made with them."""
 
 
 def find_losses(plain: Plain) -> list[str]:
@@ -40,7 +49,7 @@ def find_losses(plain: Plain) -> list[str]:
             f"{plain.kind}: dictionary_learning has {missing}, and no class of it gives codes that come near; export to "
             "saelens or saebench"
         )
-    lost = ["rows are not brought to unit norm there: give it rows divided by their norms"] if plain.is_unit else []
+    lost = describe_rows(plain)
     if plain.kind == "batch_topk" and plain.k != plain.count_per_row():
         # Only its training and `use_threshold=False` look at k; codes by the threshold stay exact.
         lost.append(f"k={plain.k} atoms per row on average in training: it knows whole numbers, {plain.count_per_row()}")
@@ -95,32 +104,45 @@ def read(folder: Path) -> Reading:
     name = str(trainer.get("dict_class"))
     if name not in KINDS:
         raise CheckpointError(f"{folder}: dict_class {name!r} has no counterpart here; it can be {', '.join(KINDS)}")
-    tensors, kind, note = read_state_dict(path), KINDS[name], read_note(folder)
-    is_named_w = "W_enc" in tensors
-    wanted = ["W_enc", "b_enc", "W_dec", "b_dec"] if is_named_w else ["encoder.weight", "encoder.bias", "decoder.weight"]
-    encoder, encoder_bias, dictionary = take(tensors, wanted, path)[:3]
-    (bias,) = take(tensors, ["bias" if kind == "relu" else "b_dec"], path)
-    if is_named_w:
+    tensors, note = read_state_dict(path), read_note(folder)
+    plain = _read_linear(name, tensors, path)
+    settings = cast(dict[str, Any], trainer)
+    counts = {"k": tensors.get("k") if settings.get("k") is None else settings["k"]}
+    plain = dataclasses.replace(
+        plain,
+        k=read_count(counts, "k", path) if plain.kind in ("topk", "batch_topk") else None,
+        code_scale=float(note.get("code_scale", 1.0)),
+        rows=note.get("rows", "as_is"),
+        origin=note.get("origin") or {"format": "dictionary-learning", "config": settings},
+    )
+    return Reading(bring_to_unit_norm(plain)[0], [])
+
+
+def _read_linear(name: str, tensors: Mapping[str, Tensor], path: Path) -> Plain:
+    kind = KINDS[name]
+    if "W_enc" in tensors:
+        encoder, encoder_bias, dictionary, bias = take(tensors, ["W_enc", "b_enc", "W_dec", "b_dec"], path)
         encoder = encoder.T
     else:
+        encoder, dictionary = take(tensors, ["encoder.weight", "decoder.weight"], path)
         dictionary = dictionary.T
-    if kind == "jumprelu":
-        encoder_bias = (encoder_bias.double() + encoder.double() @ bias.double()).float()
+        biases = {"AutoEncoder": "bias", "AutoEncoderNew": "decoder.bias", "GatedAutoEncoder": "decoder_bias"}
+        bias, encoder_bias = take(
+            tensors, [biases.get(name, "b_dec"), GATE if name == "GatedAutoEncoder" else "encoder.bias"], path
+        )
     threshold = None
-    if kind in ("batch_topk", "jumprelu"):
+    if name == "GatedAutoEncoder":
+        encoder, encoder_bias, threshold = join_gate(encoder, encoder_bias, *take(tensors, ["r_mag", "mag_bias"], path))
+    elif kind in ("batch_topk", "jumprelu"):
         threshold = take(tensors, ["threshold"], path)[0].clamp_min(0).expand(len(encoder_bias)).clone()
-    plain = Plain(
+    if name in ("JumpReluAutoEncoder", "AutoEncoderNew"):
+        # These do not subtract the decoder's bias first: W x + e = W (x - b) + (e + W b)
+        encoder_bias = (encoder_bias.double() + encoder.double() @ bias.double()).float()
+    return Plain(
         kind=kind,
         dictionary=dictionary.contiguous(),
         bias=bias,
         encoder=encoder.contiguous(),
         encoder_bias=encoder_bias,
         threshold=threshold,
-        k=trainer.get("k"),
-        code_scale=float(note.get("code_scale", 1.0)),
-        is_unit=note.get("rows") == "unit",
-        origin=note.get("origin") or {"format": "dictionary-learning", "config": trainer},
     )
-    unit, spread = bring_to_unit_norm(dataclasses.replace(plain, k=int(plain.k)) if plain.k is not None else plain)
-    is_other = kind == "topk" and spread > 1e-3
-    return Reading(unit, ["atoms differ in norm, and it selects before their norms count"] if is_other else [])

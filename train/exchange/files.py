@@ -78,7 +78,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """Read safetensors, all floating-point ones as float32. Raises CheckpointError."""
     try:
-        return _to_float32(load_file(path))
+        return to_float32(load_file(path))
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error}); copy the file again") from error
 
@@ -101,15 +101,43 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         ) from error
     if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
         raise CheckpointError(f"{path}: expected a state dict of tensors")
-    return _to_float32(found)
+    return to_float32(found)
 
 
 def take(tensors: Mapping[str, Tensor], names: Sequence[str], path: Path) -> list[Tensor]:
-    """The tensors of these names. Raises CheckpointError that says which are missing and what is there."""
+    """The tensors of these names. Raises CheckpointError that says which are missing or not finite, and what is there."""
     missing = [name for name in names if name not in tensors]
     if missing:
         raise CheckpointError(f"{path}: no tensor {', '.join(missing)}; it has {', '.join(sorted(tensors))}")
+    wrong = [name for name in names if not bool(torch.isfinite(tensors[name]).all())]
+    if wrong:
+        raise CheckpointError(
+            f"{path}: {', '.join(wrong)}: numbers that are not finite; the dictionary is broken where it was made"
+        )
     return [tensors[name] for name in names]
+
+
+def read_count(settings: Mapping[str, Any], name: str, path: Path) -> int:
+    """A whole number above 0 among settings. Raises CheckpointError."""
+    value = settings.get(name)
+    if isinstance(value, Tensor) and value.ndim == 0:
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise CheckpointError(f"{path}: {name}={value!r} among its settings; expected a whole number above 0 (--k gives one)")
+    return value
+
+
+def to_plain(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the settings that JSON can hold."""
+    return {name: value for name, value in settings.items() if _is_plain(value)}
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return type(value) is dict and all(isinstance(name, str) and _is_plain(each) for name, each in value.items())
+    if isinstance(value, list | tuple):
+        return all(_is_plain(each) for each in value)
+    return value is None or isinstance(value, str | int | float | bool)
 
 
 def write_note(folder: Path, plain: Plain, lost: Sequence[str]) -> None:
@@ -124,10 +152,24 @@ def describe(plain: Plain, lost: Sequence[str]) -> dict[str, Any]:
         "version": 1,
         "code_scale": plain.code_scale,
         "kind": plain.kind,
-        "rows": "unit" if plain.is_unit else "as_is",
+        "rows": plain.rows,
         "lost": list(lost),
         "origin": dict(plain.origin),
     }
+
+
+def describe_rows(plain: Plain) -> list[str]:
+    """What is lost where a format does nothing to rows."""
+    if not plain.is_unit:
+        return []
+    what = "divided by their norms" if plain.rows == "unit" else "less their own means, divided by their norms after that"
+    return [f"rows are not brought to unit norm there: give it rows {what}"]
+
+
+def describe_spread(plain: Plain, spread: float) -> list[str]:
+    """What is lost where norms of atoms differ by `spread`, and values with signs were compared before these count."""
+    is_other = plain.kind == "abs_topk" and spread > 1e-3
+    return ["atoms differ in norm, and it selects before their norms count: other atoms are kept here"] if is_other else []
 
 
 def read_note(folder: Path) -> dict[str, Any]:
@@ -135,5 +177,6 @@ def read_note(folder: Path) -> dict[str, Any]:
     return read_json(folder / NOTE) if (folder / NOTE).is_file() else {}
 
 
-def _to_float32(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def to_float32(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """All floating-point tensors in float32."""
     return {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}

@@ -1,6 +1,7 @@
 """Checkpoints on the Hugging Face hub, and loading by path or repository."""
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import huggingface_hub
@@ -11,6 +12,7 @@ from thresher.errors import CheckpointError, NetworkError
 from thresher.hub import local_copy
 from thresher.train import checkpoint
 from thresher.train.checkpoint import MODEL, TrainedSAE, read_description
+from thresher.train.exchange import single
 from thresher.train.exchange.card import write_card
 from thresher.train.exchange.files import refuse_trained
 
@@ -32,8 +34,24 @@ def find_sae(path_or_repo: str | Path, *, revision: str | None = None) -> Path:
     folder = Path(local_copy(str(path_or_repo)))
     if folder.is_dir() or isinstance(path_or_repo, Path):
         return folder
+    return _download(path_or_repo, revision, [*FILES, CARD])
+
+
+def find_released(place: str, *, revision: str | None = None) -> Path:
+    """A file or folder of another library here, or `owner/name` of the hub, with a folder or file in it behind that
+    (`owner/name/layers.3`), which is downloaded. Raises as `load_sae`."""
+    found = Path(local_copy(place))
+    parts = place.split("/")
+    if found.exists() or Path(place).is_absolute() or len(parts) < 2 or parts[0] in (".", ".."):
+        return found
+    inner = "/".join(parts[2:])
+    wanted = [f"{inner}/*", inner] if inner else [f"*{suffix}" for suffix in (*single.SUFFIXES, ".json")]
+    return _download("/".join(parts[:2]), revision, wanted) / inner
+
+
+def _download(path_or_repo: str, revision: str | None, patterns: Sequence[str]) -> Path:
     try:
-        return Path(huggingface_hub.snapshot_download(path_or_repo, revision=revision, allow_patterns=[*FILES, CARD]))
+        return Path(huggingface_hub.snapshot_download(path_or_repo, revision=revision, allow_patterns=list(patterns)))
     except HFValidationError as error:
         raise CheckpointError(f"{path_or_repo}: no such folder, and no name of a repository (owner/name)") from error
     except LocalEntryNotFoundError as error:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from thresher.config import to_dict
@@ -16,8 +15,10 @@ from thresher.train.arch import AbsTopK, Architecture, JumpRelu, MatchingPursuit
 from thresher.train.checkpoint import TrainedSAE
 from thresher.train.config import TrainConfig
 from thresher.train.kernels import Sign
-from thresher.train.normalize import NormalizeConfig, Normalizer
+from thresher.train.normalize import NormalizeConfig, shape_rows
 
+RowShape = Literal["as_is", "unit", "layer"]
+"""What is done to each row alone; as in `NormalizeConfig`."""
 Kind = Literal["mp", "omp", "relu", "topk", "abs_topk", "batch_topk", "jumprelu"]
 """How a code is found; `batch_topk` stands for all that trains over a batch and encodes by one threshold."""
 KINDS: Mapping[str, Kind] = {
@@ -59,31 +60,54 @@ UNIT_TOLERANCE = 1e-5
 
 @dataclass(frozen=True, eq=False)
 class Plain:
-    """One dictionary for the raw activations of one hook point, tensors in float32 on the CPU.
+    """One dictionary for the raw activations of one hook point, tensors in float32 on the CPU. Raises CheckpointError where
+    shapes, which come from files of others, do not fit.
 
     A linear encoder gives encoder (x - bias) + encoder_bias. Values are lengths along atoms of unit norm in the units of x.
     """
 
     kind: Kind
-    dictionary: Float[Tensor, "d_sae d_in"]
-    """Atoms of unit norm."""
-    bias: Float[Tensor, " d_in"]
-    """Subtracted from a row before, added to the reconstruction after."""
-    encoder: Float[Tensor, "d_sae d_in"] | None = None
-    """None where the dictionary itself encodes."""
-    encoder_bias: Float[Tensor, " d_sae"] | None = None
-    threshold: Float[Tensor, " d_sae"] | None = None
-    """An output is active above it."""
+    dictionary: Tensor
+    """[d_sae, d_in]: atoms of unit norm."""
+    bias: Tensor
+    """[d_in]: subtracted from a row before, added to the reconstruction after."""
+    encoder: Tensor | None = None
+    """[d_sae, d_in]; None where the dictionary itself encodes."""
+    encoder_bias: Tensor | None = None
+    """[d_sae]."""
+    threshold: Tensor | None = None
+    """[d_sae]: an output is active above it."""
+    weights: Tensor | None = None
+    """[d_sae], `topk`: outputs are divided by them before they are compared; norms that the atoms had."""
     k: int | float | None = None
     """Steps, atoms per row, or (`batch_topk`) atoms per row on average in training."""
     sign: Sign = "relu"
     residual_tol: float | None = None
-    is_unit: bool = False
-    """Rows are divided by their norms first, reconstructions are rows of unit norm."""
+    rows: RowShape = "as_is"
+    """Rows are divided by their norms first (`layer`: less their own means), reconstructions are rows of unit norm."""
     code_scale: float = 1.0
     """Our codes are this times the codes described here."""
     origin: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """Where it comes from, as plain values."""
+
+    def __post_init__(self) -> None:
+        whole = tuple(self.dictionary.shape)
+        shapes = {"dictionary": whole if len(whole) == 2 else (-1, -1), "bias": whole[1:], "encoder": whole}
+        shapes |= dict.fromkeys(("encoder_bias", "threshold", "weights"), whole[:1])
+        for name, shape in shapes.items():
+            value: Tensor | None = getattr(self, name)
+            if value is not None and tuple(value.shape) != shape:
+                raise CheckpointError(
+                    f"{name} {list(value.shape)} beside a dictionary {list(self.dictionary.shape)}: expected [atom, width] "
+                    "for the dictionary, and everything else to fit; the file is not what its settings say, or not a dictionary"
+                )
+        if self.kind in ("topk", "abs_topk") and self.k is not None and not 0 < self.k <= self.d_sae:
+            raise CheckpointError(f"k={self.k} atoms per row of {self.d_sae}: expected a number from 1 to {self.d_sae}")
+
+    @property
+    def is_unit(self) -> bool:
+        """Whether rows are brought to unit norm first."""
+        return self.rows != "as_is"
 
     @property
     def d_in(self) -> int:
@@ -138,10 +162,11 @@ def fold(trained: TrainedSAE, hook_point: str | None = None) -> Plain:
         encoder=state["encoder"].float() if "encoder" in state else None,
         encoder_bias=(state["encoder_bias"] / scale).float() if "encoder_bias" in state else None,
         threshold=_fold_threshold(kind, state, scale, trained.sae.d_sae),
+        weights=state["weights"].float() if "weights" in state else None,
         k=getattr(settings, "k", None),
         sign="abs" if own in ("dictionary_learning", "ksvd") else getattr(settings, "sign", "relu"),
         residual_tol=getattr(settings, "residual_tol", None),
-        is_unit=trained.normalizer.is_unit,
+        rows=trained.config.normalize.rows,
         code_scale=scale,
         origin={
             "architecture": to_dict(settings),
@@ -177,24 +202,27 @@ def _fold_threshold(kind: Kind, state: Mapping[str, Tensor], scale: float, d_sae
 @torch.no_grad()
 def unfold(plain: Plain, out: Path, hook_points: Sequence[str], *, store: Path, fingerprint: str) -> TrainedSAE:
     """A checkpoint of ours that gives the codes of `plain` times its `code_scale`; nothing in it has been trained by us."""
+    normalize = NormalizeConfig(rows=plain.rows, center="none", scale="none")
     config = TrainConfig(
         store=store,
         hook_points=tuple(hook_points),
         sae=_choose_architecture(plain),
         out=out,
-        normalize=NormalizeConfig(rows="unit" if plain.is_unit else "as_is", center="none", scale="none"),
+        normalize=normalize,
     )
     sae = build(config.sae, plain.d_in, config.seed)
-    scale, module = plain.code_scale, cast(nn.Module, sae)
+    scale, module, places = plain.code_scale, cast(nn.Module, sae), len(hook_points)
     values = {"dictionary": plain.dictionary, "bias": plain.bias * scale}
     if plain.encoder is not None and plain.encoder_bias is not None:
         values |= {"encoder": plain.encoder, "encoder_bias": plain.encoder_bias * scale}
+    if plain.weights is not None:
+        values["weights"] = plain.weights
     if "log_threshold" in module.state_dict():
         values["log_threshold"] = (plain.thresholds() * scale).log()
     module.load_state_dict(module.state_dict() | values)
     return TrainedSAE(
         sae=sae,
-        normalizer=Normalizer(plain.is_unit, torch.zeros(len(hook_points), plain.d_in), torch.full((len(hook_points),), scale)),
+        normalizer=shape_rows(normalize)._replace(mean=torch.zeros(places, plain.d_in), scale=torch.full((places,), scale)),
         config=config,
         store_fingerprint=fingerprint,
         store_identity={"imported": dict(plain.origin)},
@@ -219,7 +247,7 @@ def bring_to_unit_norm(plain: Plain) -> tuple[Plain, float]:
     """The same reconstruction from atoms of unit norm, and the largest relative difference between the norms it had.
 
     The codes become lengths: encoder, its bias and the thresholds are multiplied by the norms. What an activation function
-    keeps stays the same where that does not compare atoms with each other (`topk` does), and for no pursuit.
+    keeps stays the same, by `weights` where atoms are compared with each other (`topk`); not for `abs_topk` and pursuits.
     """
     norms = torch.linalg.vector_norm(plain.dictionary.double(), dim=1)
     if bool(((norms - 1).abs() <= UNIT_TOLERANCE).all()):
@@ -232,6 +260,7 @@ def bring_to_unit_norm(plain: Plain) -> tuple[Plain, float]:
         encoder=None if encoder is None else (encoder.double() * norms[:, None]).float(),
         encoder_bias=None if encoder_bias is None else (encoder_bias.double() * norms).float(),
         threshold=None if plain.threshold is None else (plain.threshold.double() * norms).float(),
+        weights=norms.clamp_min(1e-30).float() if plain.kind == "topk" and spread > UNIT_TOLERANCE else plain.weights,
     )
     return unit, spread
 
@@ -262,7 +291,8 @@ def _choose_architecture(plain: Plain) -> Architecture:
     if plain.kind in ("mp", "omp"):
         cls = MatchingPursuit if plain.kind == "mp" else OrthogonalPursuit
         return cls(d_sae=plain.d_sae, k=plain.count_per_row(), sign=plain.sign, residual_tol=plain.residual_tol)
-    if plain.kind in ("topk", "abs_topk"):
-        cls = TopK if plain.kind == "topk" else AbsTopK
-        return cls(d_sae=plain.d_sae, k=plain.count_per_row())
+    if plain.kind == "topk":
+        return TopK(d_sae=plain.d_sae, k=plain.count_per_row(), weighted=plain.weights is not None)
+    if plain.kind == "abs_topk":
+        return AbsTopK(d_sae=plain.d_sae, k=plain.count_per_row())
     return Relu(d_sae=plain.d_sae) if plain.kind == "relu" else JumpRelu(d_sae=plain.d_sae)

@@ -7,6 +7,8 @@ from thresher.errors import CheckpointError
 from thresher.train.exchange.files import (
     Names,
     Reading,
+    describe_rows,
+    describe_spread,
     read_json,
     read_note,
     read_tensors,
@@ -24,7 +26,7 @@ def find_losses(plain: Plain) -> list[str]:
     """What the format cannot say. Raises CheckpointError: it has TopK only."""
     if plain.kind not in ("topk", "batch_topk"):
         raise CheckpointError(f"{plain.kind}: sparsify has TopK encoders only; export to saelens or saebench")
-    lost = ["rows are not brought to unit norm there: give it rows divided by their norms"] if plain.is_unit else []
+    lost = describe_rows(plain)
     if plain.kind == "batch_topk":
         lost.append(f"the threshold: every row would get its {plain.count_per_row()} largest atoms, not those above it")
     return lost
@@ -67,8 +69,8 @@ def read(folder: Path) -> Reading:
             encoder_bias=encoder_bias,
             k=int(config["k"]),
             code_scale=float(note.get("code_scale", 1.0)),
-            is_unit=note.get("rows") == "unit",
+            rows=note.get("rows", "as_is"),
             origin=note.get("origin") or {"format": "sparsify", "config": config},
         )
     )
-    return Reading(plain, ["atoms differ in norm, and it selects before their norms count"] if spread > 1e-3 else [])
+    return Reading(plain, describe_spread(plain, spread))
