@@ -16,12 +16,12 @@ from thresher.data.store import (
     Share,
     StoreWriter,
     format_bytes,
-    open_store,
+    is_finished,
     refuse_foreign_store,
     write_beside,
 )
 from thresher.devices import find_device
-from thresher.errors import ConfigError, ModelError, SourceError, StoreError
+from thresher.errors import ConfigError, ModelError, SourceError
 from thresher.harvest.adapters import Adapter, open_adapter
 from thresher.harvest.adapters.base import HookPoint
 from thresher.harvest.decoding import DecodingProcesses, check_picklable
@@ -67,7 +67,8 @@ def run(config: HarvestConfig, *, source: Source | None = None) -> str | Path:
         )
 
     with open_team() as team:
-        if team.agree(lambda: _is_finished(config, opened.identity)):
+        profile, portable = config.profile, config.portable_dtype
+        if team.agree(lambda: is_finished(config.out, opened.identity, profile, portable_dtype=portable)):
             log(f"harvest: {config.out} is complete")
             return config.out
         with _decoder(config, opened.adapter, opened.prepare) as prepare:
@@ -210,16 +211,6 @@ def _identify_rows(config: HarvestConfig, bounds: Mapping[str, float]) -> dict[s
     passes |= {"packed_length": config.packed_length} if config.text_passes == "packed" else {}
     compiled = {"compile": True} if config.compile else {}
     return outliers | subset | pool | passes | compiled
-
-
-def _is_finished(config: HarvestConfig, identity: Mapping[str, Any]) -> bool:
-    """Whether the folder holds this very harvest, complete; what is wrong with anything else, the writer says."""
-    try:
-        store = open_store(config.out, incomplete="prefix")
-    except StoreError:
-        return False
-    is_alike = (store.profile, store.portable_dtype) == (config.profile, config.portable_dtype)
-    return store.is_complete and store.identity == identity and is_alike
 
 
 def _fill(writer: StoreWriter, work: Work, team: Team) -> str:

@@ -1,6 +1,6 @@
 """The activation store: zarr v3 for activations, Parquet for items; written once, verified, read at the speed of the disk."""
 
-from thresher.data.store.beside import refuse_foreign_store, write_beside
+from thresher.data.store.beside import is_finished, refuse_foreign_store, write_beside
 from thresher.data.store.bfloat16 import register
 from thresher.data.store.cache import CacheConfig
 from thresher.data.store.codecs import Profile
@@ -46,6 +46,7 @@ __all__ = [
     "format_bytes",
     "import_pairs",
     "import_store",
+    "is_finished",
     "list_stores",
     "merge_stores",
     "open_store",

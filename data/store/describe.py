@@ -9,6 +9,7 @@ import numpy as np
 from thresher.data.store.layout import RUN
 from thresher.data.store.places import find_remote_stores, parse_location
 from thresher.data.store.reader import Store, open_store
+from thresher.data.store.schema import TORCH_DTYPE
 from thresher.errors import StoreError
 
 
@@ -24,6 +25,7 @@ def describe_store(path: str | Path) -> dict[str, Any]:
         "fingerprint": store.fingerprint,
         "profile": store.profile,
         "bytes": store.n_bytes,
+        "size": _compare_bytes(store),
         "identity": dict(store.identity),
         "items": {modality: store.items(modality, columns=["record"]).num_rows for modality in ("image", "text")},
         "pairs": len(store.pairs()),
@@ -90,6 +92,12 @@ def format_bytes(n: int) -> str:
     units = ("B", "kB", "MB", "GB", "TB")
     power = min(len(units) - 1, max(0, len(str(n)) - 1) // 3)
     return f"{n / 1000**power:.3g} {units[power]}"
+
+
+def _compare_bytes(store: Store) -> str:
+    """What the files take against the activations in them: far more in a small store, as a shard's last chunk is filled up."""
+    values = sum(info.rows * info.width * TORCH_DTYPE[info.dtype].itemsize for info in store.hook_points.values())
+    return f"{format_bytes(store.n_bytes)} on disk for {format_bytes(values)} of activations"
 
 
 def _describe_hook_point(store: Store, name: str) -> dict[str, Any]:

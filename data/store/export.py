@@ -3,6 +3,7 @@
 # pyright: reportUnknownParameterType=none
 # pyarrow and h5py are not typed
 
+import contextlib
 import json
 import shutil
 import struct
@@ -18,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from thresher.data.store.hdf5 import open_hdf5
 from thresher.data.store.layout import MODALITIES
 from thresher.data.store.reader import Store, open_store
 from thresher.data.store.schema import HookPointInfo
@@ -80,9 +82,6 @@ def export_store(path: str | Path, out: Path, form: Form, *, hook_points: Sequen
         store.rows(name)
     sources = [_Source(store, info, _block_rows(info)) for info in store.hook_points.values() if info.name in names]
     partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.unlink(missing_ok=True)
-    out.parent.mkdir(parents=True, exist_ok=True)
     writers: Mapping[Form, Callable[[_Source, Path], Iterator[int]]] = {
         "hdf5": _to_hdf5,
         "hdf5-view": _to_hdf5_view,
@@ -90,8 +89,10 @@ def export_store(path: str | Path, out: Path, form: Form, *, hook_points: Sequen
         "npy": _to_npy,
         "parquet": _to_parquet,
     }
+    is_hdf5 = form in ("hdf5", "hdf5-view")
     try:
-        is_hdf5 = form in ("hdf5", "hdf5-view")
+        _remove(partial)
+        out.parent.mkdir(parents=True, exist_ok=True)
         if not is_hdf5:
             partial.mkdir()
         with progress(f"export {out.name}", sum(source.info.rows for source in sources), "rows") as advance:
@@ -101,10 +102,18 @@ def export_store(path: str | Path, out: Path, form: Form, *, hook_points: Sequen
         (_tables_to_hdf5 if is_hdf5 else _tables_to_parquet)(store, partial)
         partial.replace(out)
     except OSError as error:
-        raise StoreError(f"{out}: cannot be written ({error.strerror}); nothing is left of it") from error
+        reason = error.strerror or error
+        raise StoreError(
+            f"{out}: cannot be written ({reason}); nothing is left of it; mend that, or export elsewhere"
+        ) from error
     finally:
-        shutil.rmtree(partial, ignore_errors=True) if partial.is_dir() else partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            _remove(partial)
     return out
+
+
+def _remove(partial: Path) -> None:
+    shutil.rmtree(partial) if partial.is_dir() else partial.unlink(missing_ok=True)
 
 
 def _block_rows(info: HookPointInfo) -> int:
@@ -120,7 +129,7 @@ def _file_name(hook_point: str) -> str:
 
 
 def _to_hdf5(source: _Source, out: Path) -> Iterator[int]:
-    with h5py.File(out, "a") as file:
+    with open_hdf5(out) as (file, raise_error):
         group: Any = file.create_group(f"layers/{_file_name(source.info.name)}")
         group.attrs.update(source.describe())
         for name, (shape, dtype) in source.shapes().items():
@@ -129,13 +138,14 @@ def _to_hdf5(source: _Source, out: Path) -> Iterator[int]:
         for start, block in source.blocks():
             for name, values in block.items():
                 group[name][start : start + len(values)] = values
+            raise_error()
             yield len(block["item"])
 
 
 def _to_hdf5_view(source: _Source, out: Path) -> Iterator[int]:
     info = source.info
     described = source.store.read_described(info.name, 0, info.rows)
-    with h5py.File(out, "a") as file:
+    with open_hdf5(out) as (file, _):
         group: Any = file.create_group(f"layers/{_file_name(info.name)}")
         group.attrs.update(source.describe())
         for name, values in {"item": source.store.item_of(info.name), **described}.items():
@@ -147,14 +157,16 @@ def _to_hdf5_view(source: _Source, out: Path) -> Iterator[int]:
 def _to_npy(source: _Source, out: Path) -> Iterator[int]:
     folder = out / _file_name(source.info.name)
     folder.mkdir()
-    arrays = {
-        name: np.lib.format.open_memmap(folder / f"{name}.npy", "w+", dtype, shape)
-        for name, (shape, dtype) in source.shapes().items()
-    }
-    for start, block in source.blocks():
-        for name, values in block.items():
-            arrays[name][start : start + len(values)] = values
-        yield len(block["item"])
+    # Not mapped into memory: a full disk would kill the process.
+    with contextlib.ExitStack() as stack:
+        files = {name: stack.enter_context((folder / f"{name}.npy").open("wb")) for name in source.shapes()}
+        for name, (shape, dtype) in source.shapes().items():
+            header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(files[name], header)
+        for _, block in source.blocks():
+            for name, values in block.items():
+                files[name].write(np.ascontiguousarray(values).data)
+            yield len(block["item"])
 
 
 SAFETENSORS: Mapping[str, str] = {
@@ -215,7 +227,7 @@ def _tables_to_parquet(store: Store, out: Path) -> None:
 
 
 def _tables_to_hdf5(store: Store, out: Path) -> None:
-    with h5py.File(out, "a") as file:
+    with open_hdf5(out) as (file, _):
         file.attrs["identity"] = json.dumps(dict(store.identity))
         text = h5py.string_dtype()
         for modality in MODALITIES:

@@ -12,6 +12,8 @@ import numpy.typing as npt
 import torch
 
 from thresher.data.records import Modality
+from thresher.data.store.beside import is_finished
+from thresher.data.store.codecs import Profile
 from thresher.data.store.layout import TEXT_TOKENS
 from thresher.data.store.schema import ROW_COLUMNS, TORCH_DTYPE, Batch, HookPointSpec, Item, Rows
 from thresher.data.store.writer import StoreWriter
@@ -45,6 +47,7 @@ def import_exported(
     origin: Mapping[str, Any],
     modality: Modality,
     batch_bytes: int,
+    profile: Profile,
 ) -> None:
     """Write a store of the hook points of one modality: the same rows, items, positions, token ids and other columns.
 
@@ -61,7 +64,9 @@ def import_exported(
         raise StoreError(f"{source}: rows of item {max(ends) - 1}, but there are {n_items} items; the export is not whole")
     size = max(1, batch_bytes // max(1, _bytes_per_item(found)))
     identity = {"imported": dict(origin), "model": "unknown", "items_per_batch": size}
-    with StoreWriter(out, identity, specs, ()) as writer, progress("import", n_items, "items") as advance:
+    if is_finished(out, identity, profile):
+        return
+    with StoreWriter(out, identity, specs, (), profile=profile) as writer, progress("import", n_items, "items") as advance:
         advance(min(n_items, size * writer.next_batch))
         for index in writer.missing(-(-n_items // size)):
             start, stop = index * size, min(n_items, (index + 1) * size)

@@ -3,6 +3,7 @@
 from typing import Any
 
 from thresher.data.store.reader import Store
+from thresher.data.store.schema import TokenKind
 
 VALUES = 4
 """Activation values that are shown of a row."""
@@ -11,7 +12,10 @@ TEXT = 60
 
 
 def read_head(store: Store, hook_point: str, start: int, n: int) -> list[dict[str, Any]]:
-    """`n` rows from `start` on, fewer at the end: row, item with key and text, position, token id, norm, first values."""
+    """`n` rows from `start` on, fewer at the end: row, item with key and text, position, token id, norm, first values.
+
+    Of what the position holds (`kind`) it gives the word.
+    """
     stop = min(start + n, store.rows(hook_point))
     start = min(start, stop)
     info = store.hook_points[hook_point]
@@ -23,12 +27,18 @@ def read_head(store: Store, hook_point: str, start: int, n: int) -> list[dict[st
     for i in range(stop - start):
         text = {"text": _shorten(items[i]["text"] or "")} if info.modality == "text" else {}
         values = " ".join(f"{value:.3g}" for value in x[i, :VALUES].tolist()) + (" ..." if info.width > VALUES else "")
-        place = {name: int(column[i]) for name, column in described.items()}
+        place = {name: _show(name, int(column[i])) for name, column in described.items()}
         rows.append(
             {"row": start + i, "item": int(item[i]), "key": items[i]["key"], **text, **place}
             | {"norm": round(float(x[i].norm()), 4), "values": values}
         )
     return rows
+
+
+def _show(column: str, value: int) -> int | str:
+    """A number, of `kind` its word; one that a later release has brought stays a number."""
+    is_known = column == "kind" and value in TokenKind.__members__.values()
+    return TokenKind(value).name.lower() if is_known else value
 
 
 def _shorten(text: str) -> str:

@@ -78,9 +78,10 @@ def check_version(path: str, document: Any) -> None:
 
 def check_same(storage: Storage, stored: Header, asked: Header, *, is_complete: bool) -> None:
     """Raise StoreError that lists what differs, unless a harvest asks for just what the store holds."""
+    settings = _differences("", plain(stored.identity), plain(asked.identity))
     differences = [
-        *_differences("", plain(stored.identity), plain(asked.identity)),
-        *_differences("hook_points", plain(stored.hook_points), plain(asked.hook_points)),
+        # Other hook points follow from other settings, and are not said twice.
+        *(settings or _differences("hook_points", plain(stored.hook_points), plain(asked.hook_points))),
         *_differences("concepts", plain(stored.concepts), plain(asked.concepts)),
         *_differences("profile", stored.layout.profile, asked.layout.profile),
         *_differences("portable_dtype", stored.layout.portable_dtype, asked.layout.portable_dtype),

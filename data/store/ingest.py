@@ -15,6 +15,9 @@ import pyarrow.parquet as pq
 import torch
 
 from thresher.data.records import Modality
+from thresher.data.store.beside import is_finished
+from thresher.data.store.codecs import Profile
+from thresher.data.store.arrays import SUFFIXES, read_arrays
 from thresher.data.store.exported import DESCRIBING, ExportedRows, ItemTable, import_exported
 from thresher.data.store.schema import Batch, Dtype, HookPointSpec, Item, Rows
 from thresher.data.store.writer import StoreWriter
@@ -42,7 +45,9 @@ class _Foreign(NamedTuple):
     """The items of an export."""
 
 
-def import_store(source: Path, out: str | Path, *, modality: Modality, hook_point: str | None = None) -> str | Path:
+def import_store(
+    source: Path, out: str | Path, *, modality: Modality, hook_point: str | None = None, profile: Profile = "raw"
+) -> str | Path:
     """Make a store of `source` at `out` and return it; can be stopped and run again like a harvest.
 
     `source` is an `.npy`, an HDF5 file (every floating-point dataset of two or three dimensions is a hook point) or a folder
@@ -60,7 +65,7 @@ def import_store(source: Path, out: str | Path, *, modality: Modality, hook_poin
         exported = {name: rows for name, rows in foreign.exported.items() if name == hook_point}
         foreign = foreign._replace(arrays={hook_point: foreign.arrays[hook_point]}, exported=exported)
     if foreign.exported and foreign.exported.keys() == foreign.arrays.keys():
-        import_exported(source, out, foreign.exported, foreign.items, foreign.origin, modality, BATCH_BYTES)
+        import_exported(source, out, foreign.exported, foreign.items, foreign.origin, modality, BATCH_BYTES, profile)
         return out
     shapes = {name: tuple(int(n) for n in array.shape) for name, array in foreign.arrays.items()}
     if not shapes or len({shape[:-1] for shape in shapes.values()}) > 1:
@@ -68,13 +73,17 @@ def import_store(source: Path, out: str | Path, *, modality: Modality, hook_poin
             f"{source}: arrays {shapes}: expected one [item, width] or [item, position, width], or more that are all alike; "
             "choose one by hook_point (--hook-point)"
         )
+    if not all(all(shape) for shape in shapes.values()):
+        raise StoreError(f"{source}: arrays {shapes}: nothing is in them; expected at least one item, position and feature")
     n_items, *positions, _ = next(iter(shapes.values()))
     space = _choose_space(modality, positions, foreign)
     specs = [HookPointSpec(name, modality, space, shapes[name][-1], _dtype(array)) for name, array in foreign.arrays.items()]
     row_bytes = sum(4 * shape[-1] for shape in shapes.values()) * (positions[0] if positions else 1)
     size = max(1, BATCH_BYTES // row_bytes)
     identity = {"imported": dict(foreign.origin), "model": "unknown", "items_per_batch": size}
-    with StoreWriter(out, identity, specs, ()) as writer, progress("import", n_items, "items") as advance:
+    if is_finished(out, identity, profile):
+        return out
+    with StoreWriter(out, identity, specs, (), profile=profile) as writer, progress("import", n_items, "items") as advance:
         batches = range(-(-n_items // size))
         advance(min(n_items, size * writer.next_batch))
         for index in writer.missing(len(batches)):
@@ -86,6 +95,8 @@ def import_store(source: Path, out: str | Path, *, modality: Modality, hook_poin
 
 
 def _open(source: Path, hook_point: str | None, modality: Modality) -> _Foreign:
+    if not source.exists():
+        raise StoreError(f"{source}: no such file or folder; give an .npy, an HDF5 file, or a folder that `datasets` saved")
     if source.suffix == ".npy" and source.is_file():
         array = np.load(source, mmap_mode="r", allow_pickle=False)
         beside = source.with_name(f"{TOKEN_IDS}.npy")
@@ -103,8 +114,13 @@ def _open(source: Path, hook_point: str | None, modality: Modality) -> _Foreign:
         return _open_hdf5(source, modality)
     if (source / "dataset_info.json").exists():
         return _open_arrow(source)
+    if source.is_file() and source.suffix in SUFFIXES:
+        origin = {"kind": source.suffix[1:], "name": source.name, "bytes": source.stat().st_size}
+        arrays = read_arrays(source)
+        named = {hook_point: next(iter(arrays.values()))} if hook_point and len(arrays) == 1 else arrays
+        return _Foreign(named, None, origin, {}, None)
     raise StoreError(
-        f"{source}: expected an .npy file, an HDF5 file (.h5, .hdf5) or a folder that `datasets` saved (dataset_info.json)"
+        f"{source}: expected an array ({', '.join(SUFFIXES)}) or a folder that `datasets` saved (dataset_info.json)"
     )
 
 

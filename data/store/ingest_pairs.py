@@ -1,6 +1,7 @@
 """Embeddings of images and of texts that other tools have kept as arrays, made into one store with their pairs."""
 
 import csv
+import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -9,10 +10,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from thresher.data.store.beside import is_finished
+from thresher.data.store.codecs import Profile
+from thresher.data.store.arrays import read_array
 from thresher.data.store.schema import Batch, Dtype, HookPointSpec, Item, Rows
 from thresher.data.store.writer import StoreWriter
 from thresher.errors import StoreError
 from thresher.progress import progress
+from thresher.runs import fingerprint
 
 BATCH_BYTES = 64 << 20
 """Activations that are in memory at once."""
@@ -39,12 +44,14 @@ def import_pairs(
     pairs: Path | None = None,
     captions: Path | None = None,
     hook_points: tuple[str, str] = (IMAGE, TEXT),
+    profile: Profile = "raw",
 ) -> str | Path:
-    """Make a store of two `.npy` arrays [image, width] and [text, width] at `out` and return it; run again to resume.
+    """Make a store of two arrays [image, width] and [text, width] at `out` and return it; run again to resume.
 
-    `pairs` says which text belongs to which image: a CSV with the columns `image` and `text`, or an `.npy` [pair, 2] of whole
+    They are in files of `read_array`: .npy, .npz, HDF5, .safetensors, .pt. `pairs` says which text belongs to which image: a CSV with the columns `image` and `text`, or an `.npy` [pair, 2] of whole
     numbers, both counted from 0. Without it row n of one belongs to row n of the other. An image may have many texts, a text
-    one image; what has no partner stays single. `captions` is a text file with one line per row of `texts`. An image, with its
+    one image; what has no partner stays single. `captions` is a text file with one line per row of `texts`, or a CSV with the
+    column `caption`, and `image` where that says the pairs too. An image, with its
     texts, is one record and is held out as a whole; keys are the row numbers in the arrays. float64 becomes float32.
     Raises StoreError: no such arrays, numbers out of range, a text of two images, lines that are not as many as the texts.
     """
@@ -54,13 +61,21 @@ def import_pairs(
         HookPointSpec(name, modality, f"{modality}.items", int(array.shape[1]), _dtype(array))
         for name, modality, array in zip(hook_points, ("image", "text"), arrays, strict=True)
     ]
-    origin = {"kind": "npy", "images": images.name, "texts": texts.name, "shapes": [list(array.shape) for array in arrays]}
+    origin = {
+        "kind": images.suffix[1:].partition(":")[0],
+        "images": images.name,
+        "texts": texts.name,
+        "shapes": [list(array.shape) for array in arrays],
+    }
+    origin |= {"pairs": hashlib.sha256(sides.image_of.tobytes()).hexdigest(), "captions": fingerprint(sides.captions)}
     size = max(1, BATCH_BYTES // (4 * sum(int(array.shape[1]) for array in arrays)))
     identity = {"imported": origin, "model": "unknown", "items_per_batch": size}
     # Texts in the order of their images, those of none at the end, as records of their own.
     order = np.lexsort((np.arange(len(sides.texts)), np.where(sides.image_of < 0, len(sides.images), sides.image_of)))
     plan = list(_plan(sides.image_of[order], len(sides.images), size))
-    with StoreWriter(out, identity, specs, ()) as writer, progress("import", len(plan), "batches") as advance:
+    if is_finished(out, identity, profile):
+        return out
+    with StoreWriter(out, identity, specs, (), profile=profile) as writer, progress("import", len(plan), "batches") as advance:
         advance(min(len(plan), writer.next_batch))
         for index in writer.missing(len(plan)):
             writer.write(_make_batch(sides, specs, index, *plan[index], order))
@@ -112,15 +127,20 @@ def _make_rows(spec: HookPointSpec, values: npt.NDArray[np.floating]) -> Rows:
 
 def _read(images: Path, texts: Path, pairs: Path | None, captions: Path | None) -> _Sides:
     found = _open(images), _open(texts)
-    image_of = _match(images, texts, *found) if pairs is None else _read_pairs(pairs, len(found[0]), len(found[1]))
-    return _Sides(*found, image_of, [] if captions is None else _read_captions(captions, len(found[1])))
+    n_images, n_texts = len(found[0]), len(found[1])
+    named = [] if captions is None else _read_captions(captions, n_texts)
+    numbers = None if captions is None or pairs is not None else _read_images_of(captions)
+    if numbers is not None and captions is not None:
+        image_of = _check_pairs(captions, np.stack([numbers, np.arange(n_texts)], axis=1), n_images, n_texts)
+    else:
+        image_of = (
+            _match(images, texts, *found) if pairs is None else _check_pairs(pairs, _read_numbers(pairs), n_images, n_texts)
+        )
+    return _Sides(*found, image_of, named)
 
 
 def _open(path: Path) -> npt.NDArray[np.floating]:
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise StoreError(f"{path}: cannot be read ({error}); expected an .npy array [item, width]") from error
+    array = read_array(path)
     if array.ndim != 2 or array.dtype.kind != "f" or not len(array):
         raise StoreError(
             f"{path}: {array.dtype} {list(array.shape)}, expected floating point [item, width] with at least one item"
@@ -137,8 +157,7 @@ def _match(images: Path, texts: Path, image: npt.NDArray[np.floating], text: npt
     return np.arange(len(text))
 
 
-def _read_pairs(path: Path, n_images: int, n_texts: int) -> npt.NDArray[np.int64]:
-    numbers = _read_numbers(path)
+def _check_pairs(path: Path, numbers: npt.NDArray[np.int64], n_images: int, n_texts: int) -> npt.NDArray[np.int64]:
     for column, (name, n) in enumerate((("image", n_images), ("text", n_texts))):
         wrong = np.flatnonzero((numbers[:, column] < 0) | (numbers[:, column] >= n))
         if len(wrong):
@@ -161,10 +180,13 @@ def _read_numbers(path: Path) -> npt.NDArray[np.int64]:
             found = np.load(path, allow_pickle=False)
         else:
             with path.open(newline="", encoding="utf-8") as file:
-                found = np.array([(int(row["image"]), int(row["text"])) for row in csv.DictReader(file)], np.int64)
-    except (OSError, ValueError, EOFError, KeyError, TypeError) as error:
+                reader = csv.DictReader(file)
+                if not {"image", "text"} <= set(reader.fieldnames or ()):
+                    raise ValueError(f"its columns are {', '.join(reader.fieldnames or ()) or 'none'}")
+                found = np.array([(int(row["image"]), int(row["text"])) for row in reader], np.int64)
+    except (OSError, ValueError, EOFError, TypeError) as error:
         raise StoreError(
-            f"{path}: cannot be read as pairs ({error!r}); expected a CSV with the columns image and text, or an .npy "
+            f"{path}: cannot be read as pairs ({error}); expected a CSV with the columns image and text, or an .npy "
             "[pair, 2] of whole numbers, counted from 0"
         ) from error
     if found.ndim != 2 or found.shape[1] != 2 or found.dtype.kind not in "iu" or not len(found):
@@ -176,12 +198,31 @@ def _read_numbers(path: Path) -> npt.NDArray[np.int64]:
 
 def _read_captions(path: Path, n_texts: int) -> list[str]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = _read_column(path, "caption") if path.suffix == ".csv" else path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise StoreError(f"{path}: cannot be read ({error}); expected UTF-8 text, one line per caption") from error
+    if lines is None:
+        raise StoreError(f"{path}: no column `caption`; expected a CSV with it, one line per row of the texts' array")
     if len(lines) != n_texts:
         raise StoreError(f"{path}: {len(lines)} lines for {n_texts} texts; expected one line per row of the texts' array")
     return lines
+
+
+def _read_images_of(path: Path) -> npt.NDArray[np.int64] | None:
+    """The column `image` of a CSV of captions, if there is one."""
+    found = _read_column(path, "image") if path.suffix == ".csv" else None
+    try:
+        return None if found is None else np.array([int(number) for number in found], np.int64)
+    except ValueError as error:
+        raise StoreError(
+            f"{path}: column `image`: {error}; expected row numbers in the images' array, counted from 0"
+        ) from error
+
+
+def _read_column(path: Path, name: str) -> list[str] | None:
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = csv.DictReader(file)
+        return [str(row[name] or "") for row in rows] if name in (rows.fieldnames or ()) else None
 
 
 def _dtype(array: npt.NDArray[np.floating]) -> Dtype:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from thresher.data.records import Concept
+from thresher.data.store.beside import is_finished
 from thresher.data.store.codecs import Profile
 from thresher.data.store.layout import MODALITIES
 from thresher.data.store.reader import Store, open_store
@@ -41,7 +42,10 @@ def merge_stores(
         _check_keys(stores)
     concepts = _unite_concepts(stores)
     n_items = sum(store.items(modality, columns=["record"]).num_rows for store in stores for modality in MODALITIES)
-    writer = StoreWriter(out, _identify(stores, keys), specs, concepts, profile=profile, portable_dtype=portable)
+    identity = _identify(stores, keys)
+    if is_finished(out, identity, profile, portable_dtype=portable):
+        return out
+    writer = StoreWriter(out, identity, specs, concepts, profile=profile, portable_dtype=portable)
     with writer, progress("merge", n_items, "items") as advance:
         for batch in _renumber(stores, concepts, keys):
             if batch.index >= writer.next_batch:
@@ -52,17 +56,21 @@ def merge_stores(
 
 
 def _common_hook_points(stores: Sequence[Store]) -> list[HookPointSpec]:
-    specs = [{name: HookPointSpec(*info[:5]) for name, info in store.hook_points.items()} for store in stores]
-    columns = [{name: store.columns_of(name) for name in store.hook_points} for store in stores]
-    for store, found, described in zip(stores[1:], specs[1:], columns[1:], strict=True):
-        for name in sorted({*specs[0], *found}):
-            if found.get(name) != specs[0].get(name) or described.get(name) != columns[0].get(name):
+    described = [{name: _describe(store, name) for name in store.hook_points} for store in stores]
+    for store, found in zip(stores[1:], described[1:], strict=True):
+        for name in sorted({*described[0], *found}):
+            one, other = found.get(name, "not there"), described[0].get(name, "not there")
+            if one != other:
                 raise StoreError(
-                    f"{store.path}: hook point {name}: {found.get(name)} with columns {described.get(name)}, in "
-                    f"{stores[0].path} {specs[0].get(name)} with columns {columns[0].get(name)}; only stores of the same hook "
-                    "points can be merged"
+                    f"{store.path}: hook point {name}: {one}; in {stores[0].path}: {other}; only stores of the same hook "
+                    "points, widths, types and row columns can be merged"
                 )
-    return list(specs[0].values())
+    return [HookPointSpec(*info[:5]) for info in stores[0].hook_points.values()]
+
+
+def _describe(store: Store, name: str) -> str:
+    info, columns = store.hook_points[name], ", ".join(store.columns_of(name))
+    return f"{info.modality}, {info.space}, width {info.width}, {info.dtype}" + (f", with {columns}" if columns else "")
 
 
 def _common_profile(stores: Sequence[Store]) -> Profile:

@@ -165,15 +165,21 @@ def store_export(
 @app.command("import")
 @guard
 def store_import(
-    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="An .npy, an HDF5 file, or cached activations of SAELens.")],
+    source: Annotated[
+        Path,
+        typer.Argument(metavar="SOURCE", help="An array (npy, npz, h5, safetensors, pt), or cached activations of SAELens."),
+    ],
     out: Annotated[str, typer.Argument(metavar="OUT", help="Folder or address of the new store.")],
     modality: Annotated[Modality | None, typer.Option(help="What the items are; not needed with --texts.")] = None,
     hook_point: Annotated[str | None, typer.Option(help="Name for an array that has none (npy), or the one to take.")] = None,
     texts: Annotated[
-        Path | None, typer.Option(help="Embeddings of texts (npy); SOURCE then are those of their images.")
+        Path | None, typer.Option(help="Embeddings of texts, in a file like SOURCE, which are those of their images then.")
     ] = None,
     pairs: Annotated[Path | None, typer.Option(help="CSV with columns image and text: rows that belong together.")] = None,
-    captions: Annotated[Path | None, typer.Option(help="The texts themselves, one line per row of --texts.")] = None,
+    captions: Annotated[
+        Path | None, typer.Option(help="The texts themselves: a line each, or a CSV with columns caption (and image).")
+    ] = None,
+    profile: Annotated[Profile, typer.Option(help="How to store rows: as they are, with lz4, with zstd.")] = Profile.RAW,
 ) -> None:
     """Make a store of activations that another tool has kept. Run again to resume."""
     from thresher.data.store import import_pairs, import_store
@@ -182,11 +188,11 @@ def store_import(
     if texts is not None:
         if modality is not None or hook_point is not None:
             raise ConfigError("--texts: SOURCE are images then, and the hook points vision.embed and text.embed; give no other")
-        typer.echo(import_pairs(source, texts, out, pairs=pairs, captions=captions))
+        typer.echo(import_pairs(source, texts, out, pairs=pairs, captions=captions, profile=profile.value))
         return
     if modality is None or pairs is not None or captions is not None:
         raise ConfigError("give --modality image or text; or --texts, with which --pairs and --captions go")
-    typer.echo(import_store(source, out, modality=modality.value, hook_point=hook_point))
+    typer.echo(import_store(source, out, modality=modality.value, hook_point=hook_point, profile=profile.value))
 
 
 @app.command("retype")

@@ -11,7 +11,7 @@ import torch
 import zarr
 from torch import Tensor
 
-from thresher.data.store import Batch, StoreWriter, TokenKind, open_store, verify_store
+from thresher.data.store import Batch, StoreWriter, TokenKind, open_store, read_head, verify_store
 from thresher.errors import StoreError
 from thresher.testing.store import CONCEPTS, HOOK_POINTS, IDENTITY, make_batch, tree
 
@@ -65,6 +65,8 @@ def test_columns_are_read_as_they_were_written(path: Path, spec) -> None:
     assert store.columns_of(spec.name) == tuple(sorted(columns))
     for name, values in columns.items():
         np.testing.assert_array_equal(store.column_of(spec.name, name), values, strict=True)
+    kinds = [row["kind"] for row in read_head(store, spec.name, 0, 9) if "kind" in row]
+    assert kinds == [TokenKind(kind).name.lower() for kind in columns.get("kind", [])[:9]]
     assert verify_store(path, level="checksums") == []
 
 

@@ -36,10 +36,15 @@ def test_merge_refuses_equal_keys_and_puts_numbers_before_them_when_asked(store,
     assert open_store(tmp_path / "merged").rows("text.0") == 48
 
 
-def test_what_is_exported_is_imported_again(store, tmp_path):
+@pytest.mark.parametrize("profile", ["raw", "compact", "archive"])
+def test_what_is_exported_is_imported_again(store, tmp_path, profile):
     invoke("export", store, tmp_path / "out.h5", "--to", "hdf5", "--hook-point", "vision.embed")
-    invoke("import", tmp_path / "out.h5", tmp_path / "again", "--modality", "image")
+    command = "import", tmp_path / "out.h5", tmp_path / "again", "--modality", "image", "--profile"
+    invoke(*command, profile)
+    invoke(*command, profile)
+    assert "of something else" in invoke(*command, "compact" if profile == "raw" else "raw", code=2)
     before, after = open_store(store), open_store(tmp_path / "again")
+    assert after.profile == profile
     n_rows = before.rows("vision.embed")
     assert after.read("vision.embed", 0, n_rows).equal(before.read("vision.embed", 0, n_rows).float())
 

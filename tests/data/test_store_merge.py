@@ -68,7 +68,7 @@ def test_equal_keys_are_refused_and_named(parts, tmp_path):
 
 def test_other_hook_points_are_refused_and_named(parts, tmp_path):
     other = make(tmp_path / "other", 2, hook_points=HOOK_POINTS[1:])
-    with pytest.raises(StoreError, match=r"other: hook point vision\.3: None with columns None, in .* HookPointSpec"):
+    with pytest.raises(StoreError, match=r"other: hook point vision\.3: not there; in .*a: image, image\.tokens, width 7"):
         merge_stores([parts[0], other], tmp_path / "merged")
 
 
@@ -86,6 +86,7 @@ def test_a_merge_that_was_stopped_goes_on(parts, tmp_path, monkeypatch):
         merge_stores(parts, tmp_path / "stopped", keys="prefix")
     merge_stores(parts, tmp_path / "stopped", keys="prefix")
     assert tree(tmp_path / "stopped") == tree(whole)
+    assert merge_stores(parts, tmp_path / "stopped", keys="prefix") == tmp_path / "stopped"
 
 
 @pytest.mark.parametrize("items", [1, 3, 10**6])

@@ -70,6 +70,10 @@ def test_rows_of_equal_number_are_pairs_unless_told_otherwise(tmp_path):
     assert done.exit_code == 0, done.output
     store = open_store(tmp_path / "store")
     assert store.pairs().tolist() == [[n, n] for n in range(5)]
+    arrays = tmp_path / "images.npy", tmp_path / "texts.npy", tmp_path / "store"
+    assert import_pairs(*arrays) == tmp_path / "store"
+    with pytest.raises(StoreError, match=r"of something else(.|\n)*imported\.captions"):
+        import_pairs(*arrays, captions=tmp_path / "captions.txt")
     assert store.hook_points["vision.embed"].dtype == "float32"
 
 
@@ -80,7 +84,7 @@ def test_rows_of_equal_number_are_pairs_unless_told_otherwise(tmp_path):
         ("image,text\n0,0\n1,0", "text 0 belongs to two images"),
         ("image,text\n5,0", "pair 0 names image 5, but there are 5, counted from 0"),
         ("image,text\n0,-1", "pair 0 names text -1"),
-        ("picture,text\n0,0", "expected a CSV with the columns image and text"),
+        ("picture,text\n0,0", "its columns are picture, text.; expected a CSV with the columns image and text"),
         ("image,text", r"expected at least one pair, whole numbers \[pair, 2\]"),
     ],
 )

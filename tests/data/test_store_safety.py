@@ -12,7 +12,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from thresher.data.store import StoreWriter, describe_store, list_stores, open_store, repair_store, verify_store
+from thresher.data.store import (
+    StoreWriter,
+    describe_store,
+    export_store,
+    list_stores,
+    open_store,
+    repair_store,
+    verify_store,
+)
 from thresher.data.store.seal import seal, unseal
 from thresher.errors import StoreError
 from thresher.testing.store import CONCEPTS, HOOK_POINTS, IDENTITY, expected_rows, make_batch, tree, write_store
@@ -75,6 +83,13 @@ def disk(tmp_path):
     yield folder
     if folder.is_mount():
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("form", ["hdf5", "safetensors", "npy", "parquet"])
+def test_an_export_that_finds_no_space_says_so_and_leaves_nothing(finished, disk, form):
+    with no_room(disk, "file size limit"), pytest.raises(StoreError, match=r"cannot be written \(.*File too large"):
+        export_store(finished, disk / "out", form)
+    assert not list(disk.iterdir())
 
 
 def test_a_failure_that_follows_a_full_disk_does_not_hide_it(disk):
@@ -303,8 +318,11 @@ def test_stores_are_listed_and_described(store, unfinished, tmp_path):
     assert lines["store"]["model"] == "made up"
     assert lines["store"]["rows"] == sum(len(expected_rows(spec.name, N_BATCHES)) for spec in HOOK_POINTS)
     described = describe_store(store)
+    store = open_store(store)
     assert described["identity"] == IDENTITY
     assert described["items"]["image"] == 6 * N_BATCHES
+    n_bytes = sum(store.rows(spec.name) * spec.width * expected_rows(spec.name, 1).itemsize for spec in HOOK_POINTS)
+    assert described["size"].endswith(f" on disk for {n_bytes / 1000:.3g} kB of activations")
     assert described["hook_points"]["vision.3"]["width"] == 7
     (unfinished / "run.json").write_text("broken")
     problem = next(line["problem"] for line in list_stores(tmp_path) if line["path"].endswith("unfinished"))

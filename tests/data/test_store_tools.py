@@ -171,7 +171,13 @@ def test_cached_activations_of_saelens_become_a_store(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(np.zeros(3), "expected floating point"), (np.zeros((3, 4), "i8"), "expected floating point"), (None, "expected an .npy")],
+    [
+        (np.zeros(3), "expected floating point"),
+        (np.zeros((3, 4), "i8"), "expected floating point"),
+        (np.zeros((0, 4)), "expected at least one item"),
+        (np.zeros((4, 0)), "expected at least one item, position and feature"),
+        (None, "no such file"),
+    ],
 )
 def test_what_holds_no_activations_is_refused(content, message, tmp_path):
     source = tmp_path / "x.npy"
