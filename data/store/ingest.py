@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 import torch
 
 from thresher.data.records import Modality
+from thresher.data.store.arrays import SUFFIXES, read_arrays
 from thresher.data.store.beside import is_finished
 from thresher.data.store.codecs import Profile
-from thresher.data.store.arrays import SUFFIXES, read_arrays
 from thresher.data.store.exported import DESCRIBING, ExportedRows, ItemTable, import_exported
 from thresher.data.store.schema import Batch, Dtype, HookPointSpec, Item, Rows
 from thresher.data.store.writer import StoreWriter

@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from thresher.data.store.arrays import read_array
 from thresher.data.store.beside import is_finished
 from thresher.data.store.codecs import Profile
-from thresher.data.store.arrays import read_array
 from thresher.data.store.schema import Batch, Dtype, HookPointSpec, Item, Rows
 from thresher.data.store.writer import StoreWriter
 from thresher.errors import StoreError

@@ -46,14 +46,16 @@ def test_training_rows_get_the_promised_mean_and_norm(make_store, rows, center, 
         torch.testing.assert_close(found, wanted.expand_as(found), rtol=1e-4, atol=0)
 
 
-@pytest.mark.parametrize("rows", ["as_is", "unit"])
+@pytest.mark.parametrize("rows", ["as_is", "unit", "layer"])
 def test_inversion_gives_the_target_back(make_store, rows) -> None:
     store = open_store(make_store())
     normalizer = measure(store, NAMES, NormalizeConfig(rows=rows), holdout=0.3, seed=5, balance="equal")
     x = store.read("text.embed", 0, 50)
-    target = x / x.norm(dim=1, keepdim=True) if rows == "unit" else x
-    torch.testing.assert_close(normalizer.target(x), target)
-    torch.testing.assert_close(normalizer.invert(normalizer.normalize(x, 1), 1), target)
+    shaped = x - x.mean(dim=1, keepdim=True) if rows == "layer" else x
+    target = x if rows == "as_is" else shaped / shaped.norm(dim=1, keepdim=True)
+    torch.testing.assert_close(normalizer.target(x), target, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(normalizer.restore(target, x), x)
+    torch.testing.assert_close(normalizer.invert(normalizer.normalize(x, 1), 1), target, rtol=1e-4, atol=1e-5)
 
 
 def test_a_group_for_each_row_is_the_same_as_one_for_all() -> None:

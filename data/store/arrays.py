@@ -1,0 +1,79 @@
+"""Arrays of embeddings in the files that people keep them in: .npy, .npz, HDF5, .safetensors and .pt."""
+
+# pyright: reportUnknownMemberType=none, reportUnknownVariableType=none, reportUnknownArgumentType=none
+# h5py is not typed
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from thresher.errors import StoreError
+
+NPY, NPZ, HDF5, SAFETENSORS, TORCH = (".npy",), (".npz",), (".h5", ".hdf5", ".hdf"), (".safetensors",), (".pt", ".pth")
+SUFFIXES = (*NPY, *NPZ, *HDF5, *SAFETENSORS, *TORCH)
+
+
+def read_arrays(path: Path) -> Mapping[str, Any]:
+    """The floating-point arrays of two or three dimensions in a file, by name, to be sliced along the first axis.
+
+    bfloat16 becomes float32. A `.npy`, and a tensor that was saved alone, is called as the file is. Code in a pickle is not run.
+    Raises StoreError: another kind of file, one that cannot be read, no such array in it.
+    """
+    try:
+        found = _read(path)
+    except (OSError, ValueError, EOFError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
+        raise StoreError(f"{path}: cannot be read ({error}); expected an array [item, width]") from error
+    arrays = {name: array for name, array in found.items() if array.ndim in (2, 3) and array.dtype.kind == "f"}
+    if not arrays:
+        listed = "; ".join(f"{name}: {array.dtype} {list(array.shape)}" for name, array in list(found.items())[:8]) or "nothing"
+        raise StoreError(f"{path}: {listed}; expected floating point [item, width]")
+    return arrays
+
+
+def read_array(path: Path) -> Any:
+    """The only array in a file, or the one behind a colon: `embeddings.h5:images`. Raises as `read_arrays`."""
+    file, _, name = (str(path), "", "") if path.exists() else str(path).rpartition(":")
+    arrays = read_arrays(Path(file or str(path)))
+    if name in arrays:
+        return arrays[name]
+    if name or len(arrays) > 1:
+        what = f"no array {name!r}" if name else "several arrays"
+        raise StoreError(
+            f"{file}: {what}; it has {', '.join(arrays)}: name one behind a colon, as {Path(file).name}:{next(iter(arrays))}"
+        )
+    return next(iter(arrays.values()))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if path.suffix in NPY:
+        return {path.stem: np.load(path, mmap_mode="r", allow_pickle=False)}
+    if path.suffix in NPZ:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    if path.suffix in HDF5:
+        found: dict[str, Any] = {}
+        h5py.File(path, "r").visititems(
+            lambda name, node: found.update({name: node}) if isinstance(node, h5py.Dataset) else None
+        )
+        return found
+    if path.suffix in SAFETENSORS:
+        return {name: _to_numpy(tensor) for name, tensor in load_file(path).items()}
+    if path.suffix in TORCH:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        named = content if isinstance(content, dict) else {path.stem: content}
+        return {str(name): _to_numpy(value) for name, value in named.items() if isinstance(value, Tensor)}
+    if not path.exists():
+        raise StoreError(f"{path}: no such file")
+    raise StoreError(f"{path}: no array by its ending; expected {', '.join(SUFFIXES)}")
+
+
+def _to_numpy(tensor: Tensor) -> np.ndarray[Any, Any]:
+    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor.detach()).numpy()
