@@ -4,7 +4,7 @@
 # h5py is not typed
 
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ SUFFIXES = (*NPY, *NPZ, *HDF5, *SAFETENSORS, *TORCH)
 def read_arrays(path: Path) -> Mapping[str, Any]:
     """The floating-point arrays of two or three dimensions in a file, by name, to be sliced along the first axis.
 
-    bfloat16 becomes float32. A `.npy`, and a tensor that was saved alone, is called as the file is. Code in a pickle is not run.
+    bfloat16 becomes float32. A `.npy`, and a tensor that was saved alone, is called like the file. No pickled code runs.
     Raises StoreError: another kind of file, one that cannot be read, no such array in it.
     """
     try:
@@ -59,11 +59,7 @@ def _read(path: Path) -> dict[str, Any]:
         with np.load(path, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
     if path.suffix in HDF5:
-        found: dict[str, Any] = {}
-        h5py.File(path, "r").visititems(
-            lambda name, node: found.update({name: node}) if isinstance(node, h5py.Dataset) else None
-        )
-        return found
+        return dict(_walk(h5py.File(path, "r"), ""))
     if path.suffix in SAFETENSORS:
         return {name: _to_numpy(tensor) for name, tensor in load_file(path).items()}
     if path.suffix in TORCH:
@@ -73,6 +69,14 @@ def _read(path: Path) -> dict[str, Any]:
     if not path.exists():
         raise StoreError(f"{path}: no such file")
     raise StoreError(f"{path}: no array by its ending; expected {', '.join(SUFFIXES)}")
+
+
+def _walk(group: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+    for name, node in group.items():
+        if isinstance(node, h5py.Group):
+            yield from _walk(node, f"{prefix}{name}/")
+        elif isinstance(node, h5py.Dataset):
+            yield f"{prefix}{name}", node
 
 
 def _to_numpy(tensor: Tensor) -> np.ndarray[Any, Any]:

@@ -48,11 +48,12 @@ def import_pairs(
 ) -> str | Path:
     """Make a store of two arrays [image, width] and [text, width] at `out` and return it; run again to resume.
 
-    They are in files of `read_array`: .npy, .npz, HDF5, .safetensors, .pt. `pairs` says which text belongs to which image: a CSV with the columns `image` and `text`, or an `.npy` [pair, 2] of whole
-    numbers, both counted from 0. Without it row n of one belongs to row n of the other. An image may have many texts, a text
-    one image; what has no partner stays single. `captions` is a text file with one line per row of `texts`, or a CSV with the
-    column `caption`, and `image` where that says the pairs too. An image, with its
-    texts, is one record and is held out as a whole; keys are the row numbers in the arrays. float64 becomes float32.
+    They are in files of `read_array`: .npy, .npz, HDF5, .safetensors, .pt. `pairs` says which text belongs to which image: a
+    CSV with the columns `image` and `text`, or an `.npy` [pair, 2] of whole numbers, both counted from 0. Without it row n of
+    one belongs to row n of the other. An image may have many texts, a text one image; what has no partner stays single.
+    `captions` is a text file with one line per row of `texts`, or a CSV with the column `caption`, and `image` where that says
+    the pairs too. An image, with its texts, is one record and is held out as a whole; keys are the row numbers in the arrays.
+    float64 becomes float32.
     Raises StoreError: no such arrays, numbers out of range, a text of two images, lines that are not as many as the texts.
     """
     sides = _read(images, texts, pairs, captions)
