@@ -190,17 +190,20 @@ def finish_bucket(place: str, whole: Path) -> None:
 
 
 def kill_in_bucket(folder: Path, place: str, n_kills: int, chance: random.Random) -> None:
-    """Two write into a bucket, one is killed, until there were `n_kills` of one store."""
+    """Two write into a bucket, one is killed, until there were `n_kills`; another store when one of them is complete."""
     run(write, folder / "whole")
-    n_killed = 0
-    for _ in range(3 * n_kills):
-        victim, die = chance.randrange(2), functools.partial(die_at_request, chance.randrange(LAST_REQUEST))
-        n_killed += launch(place, [die if rank == victim else None for rank in (0, 1)], spare)
-        run(check_bucket, place)
-        if n_killed == n_kills:
-            break
-    run(finish_bucket, place, folder / "whole")
-    sys.stdout.write(f"{n_killed} 1\n")
+    n_killed = n_stores = 0
+    while n_killed < n_kills:
+        store = f"{place}-{n_stores}"
+        n_stores += 1
+        is_killed = True
+        while is_killed and n_killed < n_kills:
+            victim, die = chance.randrange(2), functools.partial(die_at_request, chance.randrange(LAST_REQUEST))
+            is_killed = launch(store, [die if rank == victim else None for rank in (0, 1)], spare)
+            n_killed += is_killed
+            run(check_bucket, store)
+        run(finish_bucket, store, folder / "whole")
+    sys.stdout.write(f"{n_killed} {n_stores}\n")
 
 
 def main(folder: Path, where: str, n_kills: int, seed: int) -> None:

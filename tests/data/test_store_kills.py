@@ -25,9 +25,9 @@ def kill(program: str, *arguments: object) -> tuple[int, int]:
 
 
 def test_a_writer_killed_anywhere_leaves_a_store_that_resumes_to_the_same_bytes():
-    n_killed, n_stores = kill("store_killer.py", 40, 7)
-    assert n_killed >= 40
-    assert n_stores >= 3
+    n_killed, n_stores = kill("store_killer.py", 20, 7)
+    assert n_killed >= 20
+    assert n_stores >= 2
 
 
 @pytest.mark.slow
@@ -38,4 +38,4 @@ def test_several_writers_killed_anywhere_leave_a_store_that_resumes_to_the_same_
 
 
 def test_one_of_two_writers_of_a_bucket_killed_at_any_request_leaves_a_store_that_resumes_to_the_files_of_a_folder(place):
-    assert kill("share_killer.py", place, 3, 4)[0] >= 2
+    assert kill("share_killer.py", place, 3, 4)[0] == 3
