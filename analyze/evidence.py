@@ -38,7 +38,7 @@ def _read(store: Store, panel: Panel, resample: Resample, seed: int) -> Present:
     if len(kept) > MOST_ITEMS:
         kept = np.sort(np.random.default_rng(seed).choice(kept, MOST_ITEMS, replace=False))
     stated = store.items(panel.modality, columns=["concepts"])["concepts"].take(pa.array(panel.items[kept])).to_pylist()
-    weights = resample.weights(0, panel.n_records)[:, panel.record[kept]]
+    weights = resample.weights_of(panel.record[kept])
     return Present(kept, close_upward([found or () for found in stated], store.concepts), weights)
 
 

@@ -67,7 +67,7 @@ def _held_out_rows(store: Store, hook_point: str, holdout: float, seed: int) -> 
 
 
 def _record_of(store: Store, hook_point: str) -> Int[np.ndarray, " item"]:
-    items = store.items(store.hook_points[hook_point].modality)
+    items = store.items(store.hook_points[hook_point].modality, columns=["record"])
     return np.asarray(items.column("record").to_numpy(), dtype=np.int64)
 
 

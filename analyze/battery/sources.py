@@ -102,7 +102,7 @@ def _read_array(path: Path, modality: Modality, store: Store, judges: Judges) ->
         found = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
         raise AnalysisError(f"{path}: cannot be read as an .npy array ({error}); give [item, width] numbers") from error
-    n_items = store.items(modality).num_rows
+    n_items = store.items(modality, columns=["key"]).num_rows
     if found.ndim != 2 or len(found) != n_items:
         raise AnalysisError(
             f"{path}: shape {list(found.shape)}, expected [{n_items}, width], one row per {modality} of {store.path}"
@@ -147,7 +147,7 @@ def _embed_words(store: Store, judges: Judges, seed: int) -> tuple[np.ndarray, n
     captions = store.items("text", columns=["text"])["text"]
     split = [_find_words(text or "") for text in captions.take(pa.array(judges.stored["text"])).to_pylist()]
     pairs = store.pairs()
-    place = np.full(store.items("image").num_rows, -1)
+    place = np.full(store.items("image", columns=["key"]).num_rows, -1)
     place[judges.stored["image"]] = np.arange(len(judges.stored["image"]))
     mine = pairs[place[pairs[:, 0]] >= 0]
     of_images = [_find_words(text or "") for text in captions.take(pa.array(mine[:, 1])).to_pylist()]

@@ -90,7 +90,6 @@ def hold(
     pairs = sides.pairs[np.isin(sides.pairs[:, 0], images)]
     texts, first = np.unique(pairs[:, 1], return_index=True)
     owner = np.searchsorted(images, pairs[first, 0]).astype(np.int64)
-    weights = resample.weights(0, sides.n_records)
     norm = np.linalg.norm(trained.sae.dictionary.detach().double().cpu().numpy(), axis=1)
     chosen = {"image": (images, np.arange(len(images)), sides.image), "text": (texts, owner, sides.text)}
     halves: dict[str, Half] = {}
@@ -103,7 +102,7 @@ def hold(
             offset=offset,
             items=items.astype(np.int64),
             group=group,
-            weights=weights[:, side.record[items]],
+            weights=resample.weights_of(side.record[items]),
         )
     return Held(halves["image"], halves["text"], resample.seed)
 

@@ -8,7 +8,7 @@ Poisson(1) counts, which are independent between records: the sums can be taken 
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 BLOCK = 1024
 """Records that share one random stream; part of the definition of the weights."""
@@ -31,6 +31,15 @@ class Resample:
         if drawn:
             offset = blocks[0] * BLOCK
             weights[:, 1:] = np.concatenate(drawn)[start - offset : stop - offset]
+        return weights.T
+
+    def weights_of(self, records: Int[np.ndarray, " record"]) -> Float[np.ndarray, "replicate record"]:
+        """The same for records in any order. Memory: theirs, and one block."""
+        weights = np.ones((len(records), 1 + self.n_replicates))
+        order = np.argsort(records // BLOCK, kind="stable")
+        blocks, first = np.unique(records[order] // BLOCK, return_index=True)
+        for block, places in zip(blocks.tolist(), np.split(order, first[1:]), strict=True):
+            weights[places, 1:] = self._stream(block).poisson(1.0, (BLOCK, self.n_replicates))[records[places] - block * BLOCK]
         return weights.T
 
     def pseudo_counts(self, n_features: int) -> Float[np.ndarray, "replicate modality feature"]:

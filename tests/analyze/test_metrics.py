@@ -120,6 +120,8 @@ def test_reconstruction_does_not_depend_on_the_chunks(seed: int, n_chunks: int) 
 def test_weights_of_a_record_do_not_depend_on_the_chunk_that_asks(start: int, length: int) -> None:
     whole = Resample(3, 7).weights(0, start + length)
     np.testing.assert_array_equal(Resample(3, 7).weights(start, start + length), whole[:, start:])
+    some = np.random.default_rng(length).integers(0, start + length, 5)
+    np.testing.assert_array_equal(Resample(3, 7).weights_of(some), whole[:, some])
 
 
 def test_the_bootstrap_interval_of_a_mean_has_the_width_of_the_central_limit_theorem() -> None:
