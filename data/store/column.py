@@ -1,12 +1,12 @@
-"""Writes one array of a row space: chunk by chunk into its shard, moments and compression computed beside that."""
+"""Writes one array of a row space: fills a chunk while helpers write the one before and compute its moments."""
 
 from concurrent.futures import Executor, Future
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from thresher.data.store import moments
+from thresher.data.store.atomic import allocate_pages
 from thresher.data.store.codecs import describe_codecs, parse_codecs
 from thresher.data.store.layout import ITEM_SIZE, ArraySpec
 from thresher.data.store.shard import STORAGE, shard_index
@@ -14,7 +14,7 @@ from thresher.data.store.storage import NewFile, Storage, StoredFile
 
 
 class Column:
-    """One array: writes full chunks from where they are, collects the others."""
+    """One array: what is appended is copied into a chunk, and everything else is done by helpers when that is full."""
 
     def __init__(self, storage: Storage, spec: ArraySpec, helpers: Executor) -> None:
         self.spec = spec
@@ -23,39 +23,36 @@ class Column:
         is_matrix = spec.width is not None
         codecs = describe_codecs(spec.profile, ITEM_SIZE[spec.data_type], is_matrix=is_matrix)
         self._codec = parse_codecs(codecs, is_matrix=is_matrix)
-        shape = (spec.chunk_rows,) if spec.width is None else (spec.chunk_rows, spec.width)
-        self._chunk = np.zeros(shape, STORAGE[spec.data_type])
-        is_helped = spec.hook_point is not None or self._codec is not None
-        self._other = np.zeros(shape, STORAGE[spec.data_type]) if is_helped else self._chunk
-        """The chunk that the helpers may still look at, while the next one is filled."""
+        shape = (2, spec.chunk_rows) if spec.width is None else (2, spec.chunk_rows, spec.width)
+        memory = allocate_pages(2 * spec.chunk_rows * spec.row_bytes)
+        self._chunk, self._other = memory.view(STORAGE[spec.data_type]).reshape(shape)
+        """The chunk that is being filled, and the one that the helpers may still look at."""
         self._filled = 0
         self._marks: list[str] = []
         self._lengths: list[int] = []
         self._shard: NewFile | None = None
         self._moments = moments.empty_state(spec.width or 1)
         self._scratch = moments.Scratch(spec.width or 1)
-        self._adding: Future[None] | None = None
-        self._encoding: Future[bytes] | None = None
+        self._work: list[Future[None]] = []
 
     def append(self, values: npt.NDArray[Any], block: int) -> None:
-        """Add rows to shard `block`, at most as many as it has room for. They must not be changed afterwards."""
-        size = len(self._chunk)
+        """Add rows to shard `block`, at most as many as it has room for."""
         while len(values):
-            if not self._filled and len(values) >= size and values.flags.c_contiguous:
-                self._write(values[:size], size, block)
-                values = values[size:]
-                continue
-            taken = min(len(values), size - self._filled)
+            taken = min(len(values), len(self._chunk) - self._filled)
             self._chunk[self._filled : self._filled + taken] = values[:taken]
             self._filled += taken
             values = values[taken:]
-            if self._filled == size:
-                self._flush(block)
+            if self._filled == len(self._chunk):
+                self._hand_over(block)
+
+    def flush(self, block: int) -> None:
+        """Let the helpers have the rows of a chunk that is not full; zeros fill it up. No rows of shard `block` can follow."""
+        if self._filled:
+            self._hand_over(block)
 
     def finish_shard(self, block: int) -> StoredFile:
-        """Make shard `block` durable, its last chunk filled up with zeros."""
-        if self._filled:
-            self._flush(block)
+        """Make shard `block` durable."""
+        self.flush(block)
         self._wait()
         assert self._shard is not None, "a block has at least one row"
         self._shard.append(shard_index(self._lengths, self.spec.shard_rows // self.spec.chunk_rows))
@@ -64,44 +61,37 @@ class Column:
         return stored
 
     def take_moments(self) -> moments.State:
-        """The moments of all rows since this was asked last."""
+        """The moments of all rows that the helpers were given since this was asked last."""
         self._wait()
         taken, self._moments = self._moments, moments.empty_state(self.spec.width or 1)
         return taken
 
     def discard(self) -> None:
-        """Forget the shard that is not finished."""
+        """Forget the shard that is not finished. The helpers must have come to an end."""
         if self._shard is not None:
             self._shard.discard()
 
-    def _flush(self, block: int) -> None:
+    def _hand_over(self, block: int) -> None:
+        """Give the chunk to the helpers; waits until they are done with the one before."""
         self._chunk[self._filled :] = 0
-        self._write(self._chunk, self._filled, block)
-        self._chunk, self._other = self._other, self._chunk
-        self._filled = 0
-
-    def _write(self, chunk: npt.NDArray[Any], n_rows: int, block: int) -> None:
-        """Write a chunk of which `n_rows` are rows; a compressed one when the next one comes."""
         if self._shard is None:
             self._shard = self._storage.create(self.spec.shard_path(block))
         # One after the other, so that the sums come out the same and the chunks in order.
         self._wait()
+        self._work.append(self._helpers.submit(self._store, self._shard, self._chunk))
         if self.spec.hook_point is not None:
-            self._adding = self._helpers.submit(moments.add_rows, self._moments, chunk[:n_rows], self._scratch)
-        if self._codec is None:
-            self._store(self._shard, chunk.data)
-        else:
-            self._encoding = self._helpers.submit(self._codec.encode, chunk)
+            rows = self._chunk[: self._filled]
+            self._work.append(self._helpers.submit(moments.add_rows, self._moments, rows, self._scratch))
+        self._chunk, self._other = self._other, self._chunk
+        self._filled = 0
 
-    def _store(self, shard: NewFile, encoded: memoryview | bytes) -> None:
+    def _store(self, shard: NewFile, chunk: npt.NDArray[Any]) -> None:
+        encoded = chunk.data if self._codec is None else self._codec.encode(chunk)
         shard.append(encoded)
         self._marks.append(shard.checksum)
         self._lengths.append(memoryview(encoded).nbytes)
 
     def _wait(self) -> None:
-        adding, self._adding = self._adding, None
-        encoding, self._encoding = self._encoding, None
-        if adding is not None:
-            adding.result()
-        if encoding is not None and self._shard is not None:
-            self._store(self._shard, encoding.result())
+        work, self._work = self._work, []
+        for future in work:
+            future.result()

@@ -13,12 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
+from thresher.data.store.atomic import ALIGNMENT, REFUSALS
 from thresher.data.store.local import LocalFile, LocalStorage
 
-ALIGNMENT = 4096
-"""Of places in the file and in memory: what every disk and file system in use is content with."""
-REFUSALS = (errno.EINVAL, errno.EOPNOTSUPP)
-"""What a file system answers that has no such reads."""
 BUFFER_BYTES = 1 << 20
 """What is read at once where the caller's memory does not fit."""
 

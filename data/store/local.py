@@ -1,26 +1,16 @@
 """A store on a file system of this machine: temporary file, fsync, rename, fsync of the folder."""
 
-import contextlib
-import ctypes
 import fcntl
-import functools
 import os
 import shutil
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
-import crc32c
-
+from thresher.data.store.atomic import AtomicFile, make_folder, partial_name
 from thresher.data.store.layout import LOCK
-from thresher.data.store.storage import StoredFile
 from thresher.errors import StoreError
 from thresher.files import sync_folder
-
-WRITEBACK_BYTES = 8 << 20
-"""Bytes of a file after which the disk is asked to begin with them."""
-SYNC_FILE_RANGE_WRITE = 2
-"""Of sync_file_range(2): begin to write, do not wait."""
 
 
 class LocalStorage:
@@ -55,7 +45,7 @@ class LocalStorage:
         """Open a file for reading at any place."""
         return LocalFile(self._root / path)
 
-    def create(self, path: str) -> "AtomicFile":
+    def create(self, path: str) -> AtomicFile:
         """Begin a file."""
         return AtomicFile(self._root / path)
 
@@ -121,55 +111,6 @@ class LocalFile:
         self._close()
 
 
-class AtomicFile:
-    """A file that appears under its name when it is whole and durable; until then it is `.<name>.partial` beside it."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._partial = partial_name(path)
-        self._bytes = self._begun = 0
-        self._crc = 0
-        self._folders = [path.parent, *make_folder(path.parent)]
-        self._descriptor = os.open(self._partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-
-    @property
-    def checksum(self) -> str:
-        """Of all that was appended."""
-        return f"{self._crc:08x}"
-
-    def append(self, buffer: memoryview | bytes) -> None:
-        """Write a contiguous buffer behind what is there."""
-        left = memoryview(buffer).cast("B")
-        self._bytes += len(left)
-        self._crc = crc32c.crc32c(left, self._crc)
-        while left:
-            left = left[os.write(self._descriptor, left) :]
-        if self._bytes - self._begun >= WRITEBACK_BYTES:
-            begin_writeback(self._descriptor, self._begun, self._bytes - self._begun)
-            self._begun = self._bytes
-
-    def commit(self) -> StoredFile:
-        """Make it durable and give it its name."""
-        os.fsync(self._descriptor)
-        self._close()
-        self._partial.replace(self.path)
-        for folder in self._folders:
-            sync_folder(folder)
-        return StoredFile(self._bytes, self.checksum)
-
-    def discard(self) -> None:
-        """Forget it; nothing of it stays. Must not follow `commit`."""
-        with contextlib.suppress(OSError):
-            self._close()
-        with contextlib.suppress(OSError):
-            self._partial.unlink(missing_ok=True)
-
-    def _close(self) -> None:
-        descriptor, self._descriptor = self._descriptor, -1
-        if descriptor >= 0:
-            os.close(descriptor)
-
-
 class WriterLock:
     """A flock on the file `.lock`: exclusive, or shared among the writers of one harvest."""
 
@@ -196,32 +137,3 @@ class WriterLock:
             raise StoreError(
                 f"{self._root}: another harvest is writing this store; wait for it, or choose another `out`"
             ) from error
-
-
-def begin_writeback(descriptor: int, offset: int, n_bytes: int) -> None:
-    """Let the disk begin with what was written, so that fsync finds less to do; nothing where the system has no such call."""
-    call = _find_sync_file_range()
-    if call is not None:
-        call(descriptor, offset, n_bytes, SYNC_FILE_RANGE_WRITE)
-
-
-@functools.cache
-def _find_sync_file_range() -> Callable[[int, int, int, int], int] | None:
-    call = getattr(ctypes.CDLL(None), "sync_file_range", None)
-    if call is not None:
-        call.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
-    return call
-
-
-def partial_name(path: Path) -> Path:
-    """What a file is called while it is being written."""
-    return path.with_name(f".{path.name}.partial")
-
-
-def make_folder(path: Path) -> list[Path]:
-    """Create a folder and its parents; gives the folders that must be synced to make that durable."""
-    if path.is_dir():
-        return []
-    changed = make_folder(path.parent)
-    path.mkdir(exist_ok=True)
-    return [path.parent, *changed]

@@ -1,6 +1,5 @@
 """The open end of a store: takes batches in order and commits what is full."""
 
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -17,8 +16,8 @@ from thresher.data.store.tables import TablePart
 from thresher.data.store.zarr_json import group_document, root_document
 from thresher.errors import StoreError
 
-HELPERS = min(4, os.cpu_count() or 1)
-"""Threads that compute moments beside the writes. Each hook point keeps at most one of them busy."""
+HELPERS = 8
+"""Threads that compute moments, compress, and wait for the disk. Each hook point keeps at most two of them busy."""
 
 
 class Sink:
@@ -43,7 +42,7 @@ class Sink:
         self._items_before = {gap.start.batch: gap.start.items for gap in self._gaps}
         self._items = dict(self.start.items)
         self._next_batch = self.start.batch
-        self._helpers = ThreadPoolExecutor(HELPERS, thread_name_prefix="store-moments")
+        self._helpers = ThreadPoolExecutor(HELPERS, thread_name_prefix="store-helper")
         self._modality = {spec.space: spec.modality for spec in header.hook_points}
         self._spaces = {space: self._open_space(space, committed) for space in header.layout.shard_rows}
         self._records = dict(committed.sequences[TABLES].records)

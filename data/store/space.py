@@ -124,13 +124,7 @@ class SpaceWriter:
     def _commit(self, cursor: Cursor, *, final: bool) -> None:
         files: dict[str, StoredFile] = {}
         if self._filled:
-            paths = [column.spec.shard_path(self._block) for column in self._columns]
-            with ThreadPoolExecutor(min(SYNCS, len(paths))) as pool:
-                stored = pool.map(Column.finish_shard, self._columns, itertools.repeat(self._block))
-                files.update(zip(paths, stored, strict=True))
-            states = {c.spec.hook_point: c.take_moments() for c in self._columns if c.spec.hook_point is not None}
-            path = moments_path(self.space, self._block)
-            files[path] = write_file(self._storage, path, [moments.dump_states(states)])
+            files.update(self._finish_files())
         commit = Commit(self._block, self._filled, self.rows_stored + self._filled, files, cursor, final, idle=())
         check_redo(self._storage, self.space, commit, self._redo)
         write_commit(self._storage, self.space, commit)
@@ -141,6 +135,18 @@ class SpaceWriter:
         self._pass_stored()
         if self._is_alone:
             self.write_documents()
+
+    def _finish_files(self) -> dict[str, StoredFile]:
+        """Make the shards and the moments of this block durable, all at once: a disk takes long to say that it is done."""
+        for column in self._columns:
+            column.flush(self._block)
+        states = {c.spec.hook_point: c.take_moments() for c in self._columns if c.spec.hook_point is not None}
+        path = moments_path(self.space, self._block)
+        paths = [column.spec.shard_path(self._block) for column in self._columns]
+        with ThreadPoolExecutor(min(SYNCS, 1 + len(paths))) as pool:
+            written = pool.submit(write_file, self._storage, path, [moments.dump_states(states)])
+            stored = list(pool.map(Column.finish_shard, self._columns, itertools.repeat(self._block)))
+            return dict(zip(paths, stored, strict=True)) | {path: written.result()}
 
     def _pass_stored(self) -> None:
         """Go on behind the blocks that are stored."""

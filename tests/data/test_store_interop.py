@@ -108,7 +108,7 @@ def test_shards_of_many_chunks_are_those_of_other_writers(rows, width, data_type
     with ThreadPoolExecutor(1) as helpers:
         column = Column(open_storage(tmp_path), spec, helpers)
         for block, start in enumerate(range(0, rows, 16)):
-            # 7: a chunk that is written from where it is, among others that are put together.
+            # 7: more than a chunk at once, 3: less.
             step = 7 if block % 2 else 3
             for first in range(start, min(start + 16, rows), step):
                 column.append(stored[first : min(first + step, start + 16)], block)
