@@ -109,7 +109,7 @@ def add_rows(state: State, rows: npt.NDArray[Any], scratch: Scratch) -> None:
     if rows.size >= FUSED_VALUES and importlib.util.find_spec("numba") is not None:
         from thresher.data.store.fused import sum_rows
 
-        largest = sum_rows(rows, GROUP_ROWS, BLOCK_WIDTH, sums, squared_norms)
+        largest = sum_rows(rows, sums, squared_norms)
     else:
         largest = _sum_slices(rows, scratch, sums, squared_norms)
     state["count"] += len(rows)

@@ -29,7 +29,7 @@ def test_compiled_and_plain_sums_are_the_same_bits(rows, width, dtype, fused):
     for is_fused in (False, True):
         sums, squared_norms = np.full((2, n_groups, width), np.nan, np.float32), np.full(rows, np.nan, np.float32)
         if is_fused:
-            largest = fused.sum_rows(stored, moments.GROUP_ROWS, moments.BLOCK_WIDTH, sums, squared_norms)
+            largest = fused.sum_rows(stored, sums, squared_norms)
         else:
             largest = moments._sum_slices(stored, moments.Scratch(width), sums, squared_norms)
         found.append((sums.tobytes(), squared_norms.tobytes(), float(largest)))
@@ -44,5 +44,5 @@ def test_every_float16_is_widened_as_it_is(fused):
     every = np.arange(2**16, dtype=np.uint16)
     sums, squared_norms = np.empty((2, 1, len(every)), np.float32), np.empty(1, np.float32)
     stored = every.view(np.float16)[None]
-    fused.sum_rows(stored, moments.GROUP_ROWS, moments.BLOCK_WIDTH, sums, squared_norms)
+    fused.sum_rows(stored, sums, squared_norms)
     np.testing.assert_array_equal(sums[0, 0], stored[0].astype(np.float32))
