@@ -10,6 +10,8 @@ from typing import Any
 
 import h5py
 import numpy as np
+import numpy.typing as npt
+import numpy.typing as npt
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -31,7 +33,7 @@ def read_arrays(path: Path) -> Mapping[str, Any]:
         found = _read(path)
     except (OSError, ValueError, EOFError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
         raise StoreError(f"{path}: cannot be read ({error}); expected an array [item, width]") from error
-    arrays = {name: array for name, array in found.items() if array.ndim in (2, 3) and array.dtype.kind == "f"}
+    arrays = {name: array for name, array in sorted(found.items()) if array.ndim in (2, 3) and array.dtype.kind == "f"}
     if not arrays:
         listed = "; ".join(f"{name}: {array.dtype} {list(array.shape)}" for name, array in list(found.items())[:8]) or "nothing"
         raise StoreError(f"{path}: {listed}; expected floating point [item, width]")
@@ -50,6 +52,13 @@ def read_array(path: Path) -> Any:
             f"{file}: {what}; it has {', '.join(arrays)}: name one behind a colon, as {Path(file).name}:{next(iter(arrays))}"
         )
     return next(iter(arrays.values()))
+
+
+def take_rows(array: Any, numbers: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+    """Rows of these numbers, in this order; HDF5 gives them in increasing order only."""
+    order = np.argsort(numbers, kind="stable")
+    rows = np.asarray(array[numbers[order]])
+    return rows[np.argsort(order)]
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -79,5 +88,5 @@ def _walk(group: Any, prefix: str) -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{name}", node
 
 
-def _to_numpy(tensor: Tensor) -> np.ndarray[Any, Any]:
+def _to_numpy(tensor: Tensor) -> npt.NDArray[Any]:
     return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor.detach()).numpy()
