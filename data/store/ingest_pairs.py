@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from thresher.data.store.arrays import read_array
+from thresher.data.store.arrays import read_array, take_rows
 from thresher.data.store.beside import is_finished
 from thresher.data.store.codecs import Profile
 from thresher.data.store.schema import Batch, Dtype, HookPointSpec, Item, Rows
@@ -111,7 +111,7 @@ def _make_batch(
         for n, record, caption in zip(chosen.tolist(), records, captions, strict=True)
     ]
     pairs = [(image - of_images.start, text) for text, image in enumerate(owner.tolist()) if image >= 0]
-    rows = (np.asarray(sides.images[of_images]), np.asarray(sides.texts[chosen]))
+    rows = (np.asarray(sides.images[of_images]), take_rows(sides.texts, chosen))
     return Batch(
         index,
         {"image": images, "text": texts},

@@ -1,10 +1,12 @@
 """Embeddings of images and texts that somebody else has kept become a store with their pairs."""
 
+import h5py
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from thresher.cli import app
@@ -103,3 +105,35 @@ def test_captions_are_as_many_as_the_texts(tmp_path):
     (tmp_path / "captions.txt").write_text("one\ntwo")
     with pytest.raises(StoreError, match="2 lines for 5 texts"):
         import_pairs(tmp_path / "images.npy", tmp_path / "texts.npy", tmp_path / "store", captions=tmp_path / "captions.txt")
+
+
+@pytest.mark.parametrize("kind", ["npz", "h5", "safetensors", "pt"])
+def test_embeddings_come_from_the_files_people_keep_them_in(kind, tmp_path):
+    images, texts = save(tmp_path, [0, 0, 2, 4, 3])
+    arrays = {"images": torch.from_numpy(images).bfloat16().float().numpy(), "texts": texts}
+    path = tmp_path / f"both.{kind}"
+    if kind == "npz":
+        np.savez(path, **arrays)
+    elif kind == "h5":
+        with h5py.File(path, "w") as file:
+            for name, array in arrays.items():
+                file[name] = array
+    else:
+        tensors = {"images": torch.from_numpy(images).bfloat16(), "texts": torch.from_numpy(texts)}
+        save_file(tensors, path) if kind == "safetensors" else torch.save(tensors, path)
+    (tmp_path / "captions.csv").write_text(
+        "caption,image\n" + "\n".join(f'"one, {n}",{i}' for n, i in enumerate([0, 0, 2, 4, 3]))
+    )
+    with pytest.raises(
+        StoreError, match=rf"several arrays; it has images, texts: name one behind a colon, as both\.{kind}:images"
+    ):
+        import_pairs(path, path, tmp_path / "store")
+    names = [tmp_path / f"both.{kind}:{name}" for name in ("images", "texts")]
+    import_pairs(*names, tmp_path / "store", captions=tmp_path / "captions.csv")
+    store = open_store(tmp_path / "store")
+    table = {modality: store.items(modality).to_pydict() for modality in ("image", "text")}
+    found = [(int(table["image"]["key"][i]), table["text"]["text"][t]) for i, t in store.pairs().tolist()]
+    assert sorted(found) == [(0, "one, 0"), (0, "one, 1"), (2, "one, 2"), (3, "one, 4"), (4, "one, 3")]
+    for name, modality, key in (("vision.embed", "image", "images"), ("text.embed", "text", "texts")):
+        keys = np.array([int(each) for each in table[modality]["key"]])[store.item_of(name)]
+        assert torch.equal(store.read(name, 0, len(keys)), torch.from_numpy(arrays[key][keys]))
