@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+PATIENCE = 300_000
+"""Milliseconds to wait for what a page shall show: a limit for what never comes, long enough for a machine with other work."""
 ARGUMENTS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -25,7 +27,7 @@ def launch() -> Iterator[Any]:
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS, timeout=PATIENCE)
         yield browser
         browser.close()
 
@@ -37,7 +39,7 @@ class Visitor:
         self.index = index
         self.context = browser.new_context(color_scheme=scheme, viewport={"width": width, "height": height})
         self.page = self.context.new_page()
-        self.page.set_default_timeout(15_000)
+        self.page.set_default_timeout(PATIENCE)
         self.problems: list[str] = []
         self.page.on("console", lambda message: self.problems.append(f"{message.type}: {message.text}"))
         self.page.on("pageerror", lambda error: self.problems.append(str(error)))

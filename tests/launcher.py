@@ -5,12 +5,14 @@ stdin, {"n": processes, "call": a function of that file, "arguments": ..., "log"
 process, and answers with their exit codes.
 """
 
+import contextlib
 import importlib.util
 import json
 import os
 import socket
 import sys
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -30,11 +32,13 @@ def load(file: Path) -> ModuleType:
     return module
 
 
-def find_port() -> int:
-    """A port that is free now."""
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return server.getsockname()[1]
+@contextlib.contextmanager
+def hold_port() -> Iterator[int]:
+    """A port that nobody else is given while the block runs: of a socket that never listens, beside which the launch may."""
+    with socket.socket() as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.bind(("127.0.0.1", 0))
+        yield holder.getsockname()[1]
 
 
 def start(work: ModuleType, rank: int, port: int, launch: dict[str, Any]) -> int:
@@ -65,9 +69,9 @@ def main(work: ModuleType) -> None:
     """Start what is asked for until stdin ends."""
     for line in sys.stdin:
         launch = json.loads(line)
-        port = find_port()
-        children = [start(work, rank, port, launch) for rank in range(launch["n"])]
-        codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+        with hold_port() as port:
+            children = [start(work, rank, port, launch) for rank in range(launch["n"])]
+            codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
         sys.stdout.write(json.dumps(codes) + "\n")
         sys.stdout.flush()
 

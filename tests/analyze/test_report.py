@@ -144,7 +144,7 @@ def test_a_browser_opens_the_report_without_an_error_or_a_request(scenes_report:
         [*command, scenes_report.resolve().as_uri()],
         capture_output=True,
         text=True,
-        timeout=180,
+        timeout=600,
         env=os.environ | {"HOME": str(tmp_path)},
     )
     assert done.returncode == 0, done.stderr

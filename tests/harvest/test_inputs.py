@@ -414,6 +414,6 @@ def test_decoding_processes_end_with_a_killed_parent(tmp_path: Path, python: Pat
         assert parent.stdout is not None
         waiting = os.pidfd_open(int(parent.stdout.readline()))
         parent.kill()
-    ended, _, _ = select.select([waiting], [], [], 60)
+    ended, _, _ = select.select([waiting], [], [], 600)
     os.close(waiting)
     assert ended

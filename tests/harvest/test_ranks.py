@@ -141,7 +141,7 @@ def test_accelerate_launch_fills_a_bucket_where_another_number_of_processes_was_
     launch: Launch, open_clip_folder: Path, tmp_path: Path, place: str, alone: dict[str, bytes], python: Path
 ) -> None:
     settings = make_config(place, open_clip_folder)
-    ended = launch(3, settings, kill=(0, 0, 0.1))
+    ended = launch(3, settings, kill=(0, 2, 0.0))
     assert ended.codes[0] == -signal.SIGKILL
     assert ended.codes[1:] == [2, 2]
     assert not open_store(place, incomplete="prefix").is_complete
