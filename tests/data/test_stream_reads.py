@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from thresher.data import gather, reads
-from thresher.data.gather import Gatherer, allocate_rows
+from thresher.data.gather import LINE_BYTES, Gatherer, ReusedMemory, allocate_rows
 from thresher.data.reads import choose_reads, find_cache_room
 from thresher.data.store import Batch, HookPointInfo, HookPointSpec, Item, Rows, StoreWriter, open_store
 from thresher.data.store.direct import ALIGNMENT, BUFFER_BYTES, AnnouncedFile, Buffers, DirectFile, DirectStorage
@@ -200,7 +200,7 @@ def test_what_is_read_past_the_cache_does_not_fill_it(store, past_cache) -> None
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
-@pytest.mark.parametrize(("width", "n"), [(1, 1), (33, 0), (33, 7), (130, 5001), (40_000, 30)])
+@pytest.mark.parametrize(("width", "n"), [(1, 1), (33, 0), (33, 7), (16, 1), (48, 5001), (40_000, 30)])
 @pytest.mark.parametrize("compiled_from", [0, 1 << 40], ids=["compiled", "by blocks"])
 def test_gathered_rows_are_those_asked_for_in_float32(dtype, width, n, compiled_from, monkeypatch) -> None:
     monkeypatch.setattr(gather, "COMPILED_ELEMENTS", compiled_from)
@@ -208,8 +208,17 @@ def test_gathered_rows_are_those_asked_for_in_float32(dtype, width, n, compiled_
     rows.copy_(torch.randn(97, width))
     rows[0], rows[1], rows[2] = -0.0, torch.inf, torch.nan
     places = np.random.default_rng(0).integers(0, 97, n)
-    out = torch.empty((n, width))
     gatherer = Gatherer(rows)
-    gatherer.gather(places, out)
+    for shift in (0, 1):
+        # Memory that begins with a line of the cache, and memory that does not.
+        memory = torch.full((n * width + 32,), 7.0)
+        out = memory[shift : shift + n * width].view(n, width)
+        gatherer.gather(places, out)
+        assert torch.equal(out.view(torch.int32), rows[torch.from_numpy(places)].float().view(torch.int32))
+        assert (memory[shift + n * width :] == 7).all()
     gatherer.close()
-    assert torch.equal(out.view(torch.int32), rows[torch.from_numpy(places)].float().view(torch.int32))
+
+
+def test_batches_begin_with_a_line_of_the_cache_that_they_can_be_written_past() -> None:
+    memory = ReusedMemory((3, 17), CPU)
+    assert [memory.take().data_ptr() % LINE_BYTES for _ in range(20)] == [0] * 20
