@@ -16,7 +16,7 @@ from thresher.analyze.site.choose import N_BANDS, Chosen, choose_items
 from thresher.analyze.site.dashboards import MODALITIES, Dictionary, describe_features, list_edges, tabulate
 from thresher.analyze.site.explain import explain_pairs
 from thresher.analyze.site.find import find_images
-from thresher.analyze.site.items import Book, Catalogue, measure_items
+from thresher.analyze.site.items import Book, Catalogue, measure_items, shows_items
 from thresher.analyze.site.layout import map_atoms
 from thresher.analyze.site.places import NO_TOKEN, Places
 from thresher.analyze.site.shards import IMAGES_PER_SHARD, PER_SHARD, write_shard
@@ -68,7 +68,8 @@ def build(
     pictures = None if picture is None else books["text"].number_pictures(books["image"])
     n_items = {name: book.write_items(folder, name, site.thumbnail) for name, book in books.items()}
     has_rows = {name: book.write_rows(folder, name, pictures if name == "text" else None) for name, book in books.items()}
-    write_shard(folder, "run", _describe(facts, dictionaries) | {"n_items": n_items, "rows": has_rows})
+    shows = {name: shows_items(one, name) for name, one in catalogues.items()}
+    write_shard(folder, "run", _describe(facts, dictionaries) | {"n_items": n_items, "rows": has_rows, "shows": shows})
     return folder / INDEX
 
 

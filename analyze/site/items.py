@@ -145,6 +145,19 @@ def measure_items(catalogue: Catalogue) -> Int[np.ndarray, " item"]:
     return np.ceil(np.asarray(lengths.fill_null(0).to_numpy(zero_copy_only=False), dtype=np.float64) / 3).astype(np.int64) * 4
 
 
+def shows_items(catalogue: Catalogue, modality: str) -> bool:
+    """Whether there is a picture, or a text, of any of the items; without, they are named by their keys."""
+    if catalogue.thumbnails is not None and modality == "image":
+        return bool(catalogue.thumbnails.sizes.any())
+    if modality == "text" and catalogue.places is not None and catalogue.places.token_id is not None:
+        return True
+    column = "thumbnail" if modality == "image" else "text"
+    if column not in catalogue.table.column_names:
+        return False
+    lengths = pc.call_function("binary_length", [catalogue.table[column].take(pa.array(catalogue.items))])
+    return bool(np.asarray(lengths.fill_null(0).to_numpy(zero_copy_only=False)).any())
+
+
 def encode_picture(data: bytes | None, side: int) -> str:
     """A thumbnail as a data URI, made smaller when its longest side exceeds `side`; empty when there is none."""
     if not data:

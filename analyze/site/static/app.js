@@ -6,7 +6,7 @@
   const EVERY = [["overview", "Overview"], ["features", "Features"], ["bridge", "Bridges"], ["map", "Map"], ["pairs", "Pairs"], ["find", "Retrieval"], ["compare", "Compare"]];
   // Bridges and pairs are between two modalities, of features that were judged.
   const CROSSED = new Set(["bridge", "pairs", "find"]), list = () => EVERY.filter(([view]) => !THRESHER.isSingle || !CROSSED.has(view));
-  const ALONE = new Set(["overview", "compare"]);
+  const ALONE = new Set(["overview", "compare", "words"]);
   let listen = null, turn = 0, shown = "";
 
   const parse = () => {
@@ -20,6 +20,7 @@
     if (route.sae) pick.value = route.sae;
     document.querySelector(".pick").classList.toggle("off", ALONE.has(route.view) || order.length < 2);
     nav.replaceChildren(...list().map(([view, title]) => h("a", { href: link(view, ALONE.has(view) ? null : pick.value), "aria-current": view === route.view || (view === "features" && route.view === "feature") ? "page" : null }, title)));
+    nav.querySelector("[aria-current]")?.scrollIntoView({ block: "nearest", inline: "nearest" });
     THRESHER.tip(null);
     // Drawn aside and put in place whole: a slower view that was left never overwrites its follower.
     const page = h("div", { class: `view view-${route.view}` });
@@ -48,6 +49,7 @@
 
   const help = document.getElementById("help");
   document.getElementById("help-open").addEventListener("click", () => help.showModal());
+  document.getElementById("help-words").addEventListener("click", () => help.close());
   addEventListener("keydown", event => {
     if (event.ctrlKey || event.metaKey || event.altKey || event.defaultPrevented || help.open) return;
     const typing = /^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName);

@@ -22,18 +22,18 @@
     const all = sides.map(([, found]) => found).filter(one => one[1].length);
     if (!all.length) return h("p", { class: "soft" }, "It fires nowhere.");
     const first = Math.min(...all.map(one => one[0])), last = Math.max(...all.map(one => one[0] + one[1].length));
-    const width = 440, half = sides.length > 1 ? 70 : 120, high = sides.length > 1 ? 2 * half + 46 : half + 40, left = 18, step = (width - 2 * left) / Math.max(last - first, 6);
+    const width = THRESHER.fit(440), half = sides.length > 1 ? 70 : 120, high = sides.length > 1 ? 2 * half + 54 : half + 52, top = 16, left = 18, step = (width - 2 * left) / Math.max(last - first, 6);
     const value = bin => 2 ** (bins.lowest + bin / bins.per_octave);
     const bars = (one, up, kind) => {
       const most = Math.max(1, ...one[1]);
       return one[1].map((count, k) => {
         const tall = half * count / most, bin = one[0] + k;
-        return s("rect", { x: left + (bin - first) * step + 0.5, y: up ? 12 + half - tall : 12 + half + 16, width: Math.max(1, step - 1), height: tall, class: `fill-${kind}` },
+        return s("rect", { x: left + (bin - first) * step + 0.5, y: up ? top + half - tall : top + half + 18, width: Math.max(1, step - 1), height: tall, class: `fill-${kind}` },
           s("title", {}, `${kind}: ${count} with |z| from ${show(value(bin))} to ${show(value(bin + 1))}`));
       });
     };
     const every = Math.max(2, Math.ceil((last - first) / 6 / 2) * 2), ticks = [];
-    for (let bin = first; bin <= last; bin += every) ticks.push(s("text", { x: left + (bin - first) * step, y: 12 + half + 12, class: "tick", "text-anchor": "middle" }, show(value(bin), 2)));
+    for (let bin = first; bin <= last; bin += every) ticks.push(s("text", { x: left + (bin - first) * step, y: top + half + 13, class: "tick", "text-anchor": "middle" }, show(value(bin), 2)));
     const most = one => (one[1].length ? Math.max(...one[1]) : 0);
     const what = Object.values(THRESHER.run.rows).some(Boolean) ? "largest |z| of an item" : "|z|";
     return s("svg", { viewBox: `0 0 ${width} ${high}`, role: "img", "aria-label": `Counts by ${what}, ${sides.map(([kind], k) => `${kind}s ${k ? "below" : "above"}`).join(", ")}`, class: "chart" },
@@ -43,15 +43,15 @@
 
   // Bars of one series per modality over steps from 0.
   THRESHER.steps = series => {
-    const width = 440, height = 120, n = series[0].length, step = (width - 50) / n, most = Math.max(...series.flat()) || 1, { modalities } = THRESHER.run;
+    const width = THRESHER.fit(440), height = 134, n = series[0].length, step = (width - 50) / n, most = Math.max(...series.flat()) || 1, { modalities } = THRESHER.run;
     const bars = (one, kind, shift) => one.map((value, k) => s("rect", {
-      x: 40 + (k + 0.9 * shift / series.length) * step, y: 8 + (height - 30) * (1 - value / most), width: Math.max(1, step * 0.84 / series.length), height: (height - 30) * value / most, class: `fill-${kind}`,
+      x: 40 + (k + 0.9 * shift / series.length) * step, y: 8 + (height - 44) * (1 - value / most), width: Math.max(1, step * 0.84 / series.length), height: (height - 44) * value / most, class: `fill-${kind}`,
     }, s("title", {}, `step ${k}, ${kind}: ${show(value)}`)));
     const every = Math.ceil(n / 12);
     return s("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": "Energy by step of the pursuit", class: "chart" },
-      s("text", { x: 34, y: 16, class: "tick", "text-anchor": "end" }, show(most, 2)), s("line", { x1: 40, x2: width - 8, y1: height - 22, y2: height - 22, class: "axis" }),
+      s("text", { x: 34, y: 16, class: "tick", "text-anchor": "end" }, show(most, 2)), s("line", { x1: 40, x2: width - 8, y1: height - 36, y2: height - 36, class: "axis" }), s("text", { x: (width + 40) / 2, y: height - 5, class: "tick", "text-anchor": "middle" }, "step, the first is 0"),
       series.map((one, k) => bars(one, modalities[k], k)),
-      series[0].map((_, k) => (k % every ? null : s("text", { x: 40 + (k + 0.45) * step, y: height - 8, class: "tick", "text-anchor": "middle" }, String(k)))));
+      series[0].map((_, k) => (k % every ? null : s("text", { x: 40 + (k + 0.45) * step, y: height - 22, class: "tick", "text-anchor": "middle" }, String(k)))));
   };
 
   // A canvas as wide as its box and as high as its style says; `draw(context, width, height)` is called now, after a resize and with another theme.

@@ -47,13 +47,15 @@ const THRESHER = { views: {}, order: { sae: "", ids: [] } };
   THRESHER.s = (tag, attributes, ...children) => fill(document.createElementNS("http://www.w3.org/2000/svg", tag), attributes, children);
   const h = THRESHER.h;
 
-  THRESHER.show = (value, digits = 3) => {
+  // A count, or a measure with its digits.
+  THRESHER.show = (value, asked) => {
+    const digits = asked ?? 3;
     if (value === null || value === undefined) return "-";
     if (typeof value !== "number") return String(value);
-    if (Number.isInteger(value)) return Math.abs(value) >= 10000 ? value.toLocaleString("en-US") : String(value);
+    if (Number.isInteger(value) && (!asked || value === 0)) return Math.abs(value) >= 10000 ? value.toLocaleString("en-US") : String(value);
     const size = Math.abs(value);
     if (size >= 10000 || size < 0.001) return value.toExponential(1);
-    return size >= 100 ? value.toFixed(1) : value.toFixed(digits);
+    return value.toFixed(size >= 100 ? Math.min(1, digits) : size >= 10 ? Math.min(2, digits) : digits);
   };
   THRESHER.percent = (value, digits = 1) => (value === null || value === undefined ? "-" : (100 * value).toFixed(digits).replace(/^-(0(\.0+)?)$/, "$1") + " %");
   // An estimate with its interval.
@@ -86,7 +88,7 @@ const THRESHER = { views: {}, order: { sae: "", ids: [] } };
   // Features of a class, or status.
   THRESHER.count = (sae, kind) => { const { classes, statuses } = THRESHER.run.groups[sae]; return (classes || statuses)[kind].n; };
   THRESHER.classColor = kind => getComputedStyle(document.documentElement).getPropertyValue("--class-" + kind).trim() || "#888";
-  THRESHER.chip = kind => h("span", { class: "chip" }, h("i", { class: "dot", style: `background:var(--class-${kind})` }), kind);
+  THRESHER.chip = kind => h("span", { class: "chip", title: THRESHER.about(kind) }, h("i", { class: "dot", style: `background:var(--class-${kind})` }), kind);
   THRESHER.muScale = () => h("span", { class: "scale" }, "text 0 ", h("i", { class: "mu-scale" }), " 1 image");
 
   // One column-wise table per dictionary.
@@ -122,7 +124,7 @@ const THRESHER = { views: {}, order: { sae: "", ids: [] } };
     const name = table.label(feature);
     return h("a", { href: THRESHER.link("feature", sae, feature), class: "feature-link" },
       h("i", { class: "dot", style: `background:${table.color(feature)}` }),
-      `#${feature}`, name ? h("small", {}, " " + name) : null);
+      `#${feature}`, name ? h("small", { title: name }, " " + name) : null);
   };
 
   // Items of the site, by number: [key, picture] of images, strings of texts.
@@ -159,6 +161,20 @@ const THRESHER = { views: {}, order: { sae: "", ids: [] } };
   };
   THRESHER.setHash = hash => {
     try { history.replaceState(null, "", hash); } catch { location.replace(hash); }
+  };
+  // Width of a drawing that is `most` units wide where there is room: text in it keeps its size on a narrow screen.
+  THRESHER.fit = most => Math.max(280, Math.min(most, document.getElementById("main").clientWidth - 84));
+  // As much of a text as fits, by a function that measures it; an ellipsis says that there is more.
+  THRESHER.cut = (text, room, measure = one => 6.4 * one.length) => {
+    if (measure(text) <= room) return text;
+    let end = text.length - 1;
+    while (end > 1 && measure(text.slice(0, end).trimEnd() + "\u2026") > room) end--;
+    return text.slice(0, end).trimEnd() + "\u2026";
+  };
+  // What is missing where a store holds no pictures or no texts: then items are named by their keys.
+  THRESHER.keysOnly = kinds => {
+    const bare = kinds.filter(kind => !THRESHER.run.shows[kind]).map(kind => (kind === "image" ? "pictures" : "texts"));
+    return bare.length ? h("p", { class: "soft small keys-only" }, `The store holds no ${bare.join(" and no ")}: items are named by their keys.`) : "";
   };
   // A panel of controls: label and input.
   THRESHER.field = (label, input) => h("label", { class: "field" }, h("span", {}, label), input);

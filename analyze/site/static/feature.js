@@ -30,7 +30,7 @@
     const starts = side.bands.map((_, k) => side.top[0].length + side.bands.slice(0, k).reduce((sum, band) => sum + band[0].length, 0));
     const title = kind === "image" ? "Images" : known.seen.size ? "Texts and their images" : THRESHER.isSingle ? "Texts" : "Captions";
     return h("section", { class: "side", "aria-label": title },
-      h("h2", { class: kind }, title, h("small", {}, side.n ? ` fires on ${show(side.n)}${kind === "text" ? " different ones" : ""}` : " fires on none")),
+      h("h2", { class: kind }, title, h("small", {}, side.n ? ` fires on ${show(side.n)}${kind === "text" && side.n > 1 ? " different ones" : ""}` : " fires on none")),
       side.n && side.traces ? THRESHER.heatLegend(kind, side, known.seen.size > 0) : "",
       side.n ? draw(side, side.top, known, 0) : "",
       side.bands.length ? h("details", { open: true }, h("summary", {}, "Samples from strong to weak"), h("div", {}, side.bands.map((band, k) => [h("h3", {}, bandName(k, side.bands.length)), draw(side, band, known, starts[k])]))) : "");
@@ -67,7 +67,7 @@
     ["Items its energy is worth", show(row.ess, 1)],
     row.stability === null || row.stability === undefined ? null : ["Cosine in other seeds", `${show(row.stability, 2)}; of random atoms ${show(row.stability_null, 2)}`],
   ];
-  const facts = told => h("dl", { class: "facts" }, told.filter(Boolean).map(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]));
+  const facts = told => h("dl", { class: "facts" }, told.filter(Boolean).map(([name, value]) => [h("dt", {}, THRESHER.term(name)), h("dd", {}, value)]));
   const score = row => h("div", { class: "score" }, THRESHER.muBar(row.mu_energy, row.mu_energy_low, row.mu_energy_high), h("div", { class: "ends" }, h("span", { class: "text" }, "text"), h("span", {}, `score ${show(row.mu_energy, 2)} [${show(row.mu_energy_low, 2)}, ${show(row.mu_energy_high, 2)}], by count ${show(row.mu_count, 2)}`), h("span", { class: "image" }, "image")));
   const steps = (found, row) => (!found.steps ? "" : h("section", { class: "card" }, h("h2", {}, "Steps of the pursuit"),
     h("p", { class: "soft small" }, "Energy per row by the step it is picked at; mean step " + (THRESHER.isSingle ? `${show(row.step, 1)}.` : `${show(row.step_image, 1)} on images, ${show(row.step_text, 1)} on texts.`)), THRESHER.steps(found.steps)));
@@ -85,8 +85,9 @@
     const activations = h("section", { class: "card" }, h("h2", {}, "Activations"), THRESHER.histogram(modalities.map(kind => [kind, found[kind].histogram]), THRESHER.run.bins), facts(single ? singleFacts(row, table.get("tokens", feature)) : crossedFacts(row)));
     const near = h("section", { class: "card" }, THRESHER.nearest(sae, table, found.nearest), every(row));
     main.append(
-      h("div", { class: "bar" }, h("a", { href: link("features", sae), class: "button", id: "back" }, "\u2190 table"), step(before, "\u2039 previous", "Previous feature"), step(after, "next \u203a", "Next feature"), h("span", { class: "soft" }, where)),
+      h("div", { class: "bar" }, h("a", { href: THRESHER.backTo(sae), class: "button", id: "back" }, "\u2190 table"), step(before, "\u2039 previous", "Previous feature"), step(after, "next \u203a", "Next feature"), h("span", { class: "soft" }, where)),
       h("h1", { id: "feature-title", "data-feature": feature }, `Feature #${feature}`, label ? h("small", {}, " " + label) : "", THRESHER.chip(table.kind(feature))),
+      THRESHER.keysOnly(modalities),
       ...(single
         ? [shown, h("div", { class: "two" }, h("div", {}, activations, steps(found, row)), near)]
         : [h("p", { class: "why" }, THRESHER.reason(row)), score(row), shown,
@@ -95,7 +96,7 @@
     return key => {
       const to = { j: after, ArrowRight: after, k: before, ArrowLeft: before }[key];
       if (to !== undefined && to >= 0 && to < table.n) location.hash = link("feature", sae, to);
-      if (key === "Escape") location.hash = link("features", sae);
+      if (key === "Escape") location.hash = THRESHER.backTo(sae);
       return to !== undefined || key === "Escape";
     };
   };

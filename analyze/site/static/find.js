@@ -22,6 +22,7 @@
     main.append(
       h("h1", {}, "What a caption finds", h("small", {}, ` ${sae}`)),
       h("p", { class: "soft" }, `Images of the largest sum over features of z z', the codes of image and caption, among ${show(data.n_images)}. The number beside a caption is the rank of its own image, - where it is not found. ${n} captions, drawn at random.`),
+      THRESHER.keysOnly(["image", "text"]),
       h("div", { class: "two" }, h("section", { class: "card" }, h("div", { class: "bar" }, search), list),
         h("section", { class: "card" }, h("h2", {}, texts.get(caption.text), h("small", { id: "rank" }, caption.rank === null ? " its own image is not found: no feature fires alike on both" : ` rank of its own image: ${show(caption.rank)}`)), caption.found.length ? results(sae, table, caption, images) : h("p", { class: "soft" }, "No image shares a feature with it."))));
     update();

@@ -34,7 +34,7 @@
     const settle = side => {
       const own = nodes.map((node, k) => [node, k]).filter(([node]) => node.side === side);
       own.sort((a, b) => (a[0].wish ?? a[1]) - (b[0].wish ?? b[1]) || a[1] - b[1]);
-      own.forEach(([node], place) => { node.x = side ? 0.82 : 0.18; node.y = (place + 0.5) / own.length; });
+      own.forEach(([node], place) => { node.x = side ? 0.72 : 0.28; node.y = (place + 0.5) / own.length; });
     };
     settle(0); settle(1);
     for (let round = 0; round < 12; round++) {
@@ -112,7 +112,8 @@
         context.lineWidth = k === hot || node.feature === state.ego ? 2.5 : 1; context.strokeStyle = THRESHER.color(k === hot || node.feature === state.ego ? "--ink" : "--edge"); context.stroke();
         if (!named && k !== hot) return;
         context.fillStyle = THRESHER.color("--ink"); context.textAlign = node.side === 0 ? "right" : "left";
-        context.fillText(`#${node.feature} ${table.label(node.feature)}`.slice(0, node.side < 0 ? 24 : Math.max(8, Math.floor(width * 0.026))), x + (node.side === 0 ? -r - 4 : r + 4), y);
+        const room = node.side < 0 ? 150 : (node.side ? width - x : x) - r - 8;
+        context.fillText(THRESHER.cut(`#${node.feature} ${table.label(node.feature)}`, room, one => context.measureText(one).width), x + (node.side === 0 ? -r - 4 : r + 4), y);
       });
       context.fillStyle = THRESHER.color("--soft"); context.textAlign = "center";
       if (!graph.nodes.length) context.fillText("No edge passes these filters.", width / 2, height / 2);
@@ -158,7 +159,7 @@
         numeric("q", "q at most", { min: 0, max: 1, step: "any" }), numeric("count", "pairs at least", { min: 0, step: 1 }), numeric("most", "edges shown", { min: 1, max: 2000, step: 1 }),
         state.ego === null ? "" : h("a", { class: "button", href: link("bridge", sae) }, `Leave #${state.ego}`)),
       status, h("div", { class: "card canvas" }, canvas),
-      h("details", {}, h("summary", {}, "Edges shown, strongest first"), h("div", { class: "scroll" }, h("table", { class: "data" }, h("thead", {}, h("tr", {}, ["on images", "on texts", "rho", "cos", "Bc", "pairs", "q", "kind"].map((text, k) => h("th", { scope: "col", class: k < 2 || k === 7 ? "left" : null }, text)))), list))));
+      h("details", {}, h("summary", {}, "Edges shown, strongest first"), h("div", { class: "scroll" }, h("table", { class: "data" }, h("thead", {}, h("tr", {}, ["on images", "on texts", "rho", "cos", "Bc", "pairs", "q", "kind"].map((text, k) => h("th", { scope: "col", class: k < 2 || k === 7 ? "left" : null }, THRESHER.term(text))))), list))));
     update();
   };
 })();

@@ -11,12 +11,12 @@
   const classTable = (sae, groups) => {
     const shares = (key, kind) => estimate(groups[key] && groups[key][kind], value => percent(value));
     return h("div", { class: "scroll" }, h("table", { class: "data" },
-      h("thead", {}, h("tr", {}, ["class", "features", "expected by chance", "image energy", "text energy", "margin lost without", "gap carried"].map((text, k) => h("th", { scope: "col", class: k ? null : "left" }, text)))),
-      h("tbody", {}, CLASSES.map(kind => h("tr", {},
+      h("thead", {}, h("tr", {}, ["class", "features", "by chance", "energy, images", "energy, texts", "margin lost without", "gap carried"].map((text, k) => h("th", { scope: "col", class: k ? null : "left" }, THRESHER.term(text))))),
+      h("tbody", {}, CLASSES.map(kind => h("tr", { class: groups.classes[kind].n ? null : "none" },
         h("th", { scope: "row", class: "left" }, h("a", { href: link("features", sae, null, { class: kind }) }, THRESHER.chip(kind))),
         h("td", {}, show(groups.classes[kind].n)),
-        h("td", {}, groups.classes[kind].expected_false === undefined ? "" : show(groups.classes[kind].expected_false, 1)),
-        ["energy_image", "energy_text", "margin_by_class", "gap"].map(key => h("td", {}, shares(key, kind))))))));
+        h("td", {}, groups.classes[kind].expected_false === undefined ? "" : groups.classes[kind].expected_false.toFixed(1)),
+        ["energy_image", "energy_text", "margin_by_class", "gap"].map(key => h("td", {}, groups.classes[kind].n ? shares(key, kind) : "-")))))));
   };
 
   const facts = groups => {
@@ -33,7 +33,7 @@
       ["Other seeds", groups.seeds ? show(groups.seeds.n) : "-"],
       ...Object.entries(gates).map(([name, counts]) => [`Gate ${name}`, Object.entries(counts).map(([outcome, n]) => `${outcome.replace("_", " ")} ${n}`).join(", ")]),
     ];
-    return h("dl", { class: "facts" }, rows.map(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]));
+    return h("dl", { class: "facts" }, rows.map(([name, value]) => [h("dt", {}, THRESHER.term(name)), h("dd", {}, value)]));
   };
   const near = found => (found !== null && typeof found === "object" ? estimate(found) : show(found));
 
@@ -55,7 +55,7 @@
 
   const histogram = found => {
     if (!found || !found.edges || !found.observed_energy) return null;
-    const { s } = THRESHER, n = found.observed_energy.length, width = 460, height = 150;
+    const { s } = THRESHER, n = found.observed_energy.length, width = THRESHER.fit(460), height = 150;
     const most = Math.max(...found.observed_energy, ...(found.expected_energy || [0])) || 1;
     const y = value => 10 + (height - 40) * (1 - value / most), x = k => 10 + (width - 20) * k / n;
     return h("figure", {},
@@ -67,9 +67,9 @@
   };
 
   const statusTable = (sae, { statuses }) => h("div", { class: "scroll" }, h("table", { class: "data" },
-    h("thead", {}, h("tr", {}, ["status", "features", "energy"].map((text, k) => h("th", { scope: "col", class: k ? null : "left" }, text)))),
-    h("tbody", {}, CLASSES.map(kind => h("tr", {},
-      h("th", { scope: "row", class: "left" }, h("a", { href: link("features", sae, null, { class: kind }) }, THRESHER.chip(kind))), h("td", {}, show(statuses[kind].n)), h("td", {}, percent(statuses[kind].energy)))))));
+    h("thead", {}, h("tr", {}, ["status", "features", "energy share"].map((text, k) => h("th", { scope: "col", class: k ? null : "left" }, THRESHER.term(text))))),
+    h("tbody", {}, CLASSES.map(kind => h("tr", { class: statuses[kind].n ? null : "none" },
+      h("th", { scope: "row", class: "left" }, h("a", { href: link("features", sae, null, { class: kind }) }, THRESHER.chip(kind))), h("td", {}, show(statuses[kind].n)), h("td", {}, statuses[kind].n ? percent(statuses[kind].energy) : "-"))))));
 
   const section = sae => {
     const groups = THRESHER.run.groups[sae], about = THRESHER.run.saes[sae], single = THRESHER.isSingle;
@@ -94,7 +94,7 @@
     const general = run.warnings.filter(one => !one.sae || !run.groups[one.sae]);
     main.append(
       h("h1", {}, THRESHER.isSingle ? `Features of ${run.modalities.map(kind => kind + "s").join(" and ")}` : "What image and text share"),
-      h("p", { class: "soft" }, `${run.store.model}, ${run.store.source}. Held out: ${show(held.records)} records (`, Object.entries(held.panels).map(([name, panel]) => `${name}: ${show(panel.n_items)} items at ${panel.hook_point}`).join("; "), `). Intervals: 95 %, ${run.n_bootstrap} resamples.`),
+      h("p", { class: "soft" }, `${run.store.model}, ${run.store.source}. Held out: ${show(held.records)} records (`, Object.entries(held.panels).map(([name, panel]) => `${name}: ${show(panel.n_items)} items at ${panel.hook_point}`).join("; "), `). Intervals: 95 %, ${run.n_bootstrap} resamples. `, h("a", { href: link("words"), id: "words" }, "What the words mean")),
       general.length ? warn(general) : "",
       h("div", { class: "scroll" }, summary(run.summary)),
       ...run.order.map(section));
@@ -104,9 +104,10 @@
     const heads = rows.length ? Object.keys(rows[0]) : [];
     heads.sort((a, b) => order(a) - order(b));
     return h("table", { class: "data", id: "summary" },
-      h("thead", {}, h("tr", {}, heads.map((text, k) => h("th", { scope: "col", class: k ? null : "left" }, text)))),
-      h("tbody", {}, rows.map(row => h("tr", {}, heads.map((head, k) => h(k ? "td" : "th", { scope: k ? null : "row", class: k ? null : "left" }, row[head]))))));
+      h("thead", {}, h("tr", {}, heads.map((text, k) => h("th", { scope: "col", class: k ? null : "left" }, k && THRESHER.run.order.includes(text) ? h("button", { type: "button", class: "plain", title: `To what is said of ${text} below`, onclick: () => document.getElementById(`sae-${text}`).scrollIntoView() }, text) : text)))),
+      h("tbody", {}, rows.map(row => h("tr", {}, heads.map((head, k) => (k ? h("td", {}, row[head]) : h("th", { scope: "row", class: /^ /.test(row[head]) ? "left inner" : "left" }, meant(row[head]))))))));
   };
+  const meant = label => (THRESHER.about(label, "Whole dictionary") ? THRESHER.term(label, "Whole dictionary") : THRESHER.term(label));
   // Dictionaries in the order of the analysis; what names the row comes first.
   const order = head => THRESHER.run.all.indexOf(head);
   THRESHER.summary = summary;

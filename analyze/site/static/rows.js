@@ -17,7 +17,7 @@
   };
   const strongest = active => [...active].reduce((best, one) => (Math.abs(one[1]) > Math.abs(best[1]) ? one : best), [-1, 0])[0];
   const value = (share, largest) => `z about ${show(share * largest, 2)}`;
-  const tint = share => `color-mix(in srgb, var(${share < 0 ? "--cold" : "--hot"}) ${Math.round(12 + 68 * Math.abs(share))}%, transparent)`;
+  const tint = share => `color-mix(in srgb, var(${share < 0 ? "--cold-word" : "--hot-word"}) ${Math.round(12 + 68 * Math.abs(share))}%, transparent)`;
 
   // Cells of the grid with their share: of cells that stand for several rows the strongest.
   const shareCells = ([, shape, cells], active) => {

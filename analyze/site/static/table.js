@@ -34,8 +34,8 @@
     n_item | items | 72 | 0 | items in which it fires
     n_fire | rows | 82 | 0 | rows on which it fires
     rate | rate | 78 | 4 | share of the rows on which it fires
-    rate_image_tokens | rate, image tokens | 140 | 4 | share of the tokens of images on which it fires
-    rate_text_tokens | rate, text tokens | 128 | 4 | share of the tokens of texts on which it fires
+    rate_image_tokens | rate, image tokens | 158 | 4 | share of the tokens of images on which it fires
+    rate_text_tokens | rate, text tokens | 148 | 4 | share of the tokens of texts on which it fires
     mu_tokens | score of tokens | 124 | 2 | its energy per token: 1 all on tokens of images, 0 all on tokens of texts
     energy | energy | 84 | 3 | E[z^2]
     energy_share | energy share | 124 | 4 | share of the energy of all features
@@ -54,9 +54,11 @@
   });
 
   // Words of a search: `#12` or a number, `rho>0.3`, or letters in a name, concept or class.
-  const parse = query => query.trim().toLowerCase().split(/\s+/).filter(Boolean).map(word => {
+  const alias = title => title.replace(/\W+/g, "_");
+  const resolve = (table, name) => (table.has(name) ? name : (COLUMNS.find(({ key, title }) => alias(title) === name && table.has(key)) || { key: name }).key);
+  const parse = (query, table) => query.trim().toLowerCase().split(/\s+/).filter(Boolean).map(word => {
     const condition = word.match(/^([a-z_]+)(>=|<=|>|<|=)(-?[\d.]+(?:e-?\d+)?)$/);
-    if (condition) return { column: condition[1], test: condition[2], value: Number(condition[3]) };
+    if (condition) return { column: resolve(table, condition[1]), test: condition[2], value: Number(condition[3]) };
     return /^#?\d+$/.test(word) ? { feature: Number(word.replace("#", "")) } : { letters: word };
   });
   const TESTS = { ">": (a, b) => a > b, "<": (a, b) => a < b, ">=": (a, b) => a >= b, "<=": (a, b) => a <= b, "=": (a, b) => a === b };
@@ -68,7 +70,7 @@
   });
 
   const select = (table, state) => {
-    const words = parse(state.q), rows = [];
+    const words = parse(state.q, table), rows = [];
     for (let row = 0; row < table.n; row++) {
       if (state.classes.size && !state.classes.has(table.kind(row))) continue;
       if (state.only && !state.only.has(row)) continue;
@@ -90,7 +92,7 @@
     if (what === "score") return [THRESHER.muBar(value, table.get("mu_energy_low", row), table.get("mu_energy_high", row)), h("span", { class: "mu-value" }, value.toFixed(2))];
     if (what === "kind") return THRESHER.chip(value);
     if (what === "id") return value < 0 ? "-" : "#" + value;
-    return what === "text" ? value : show(value, Number(what));
+    return what === "text" ? h("span", { title: value }, value) : show(value, Number(what));
   };
 
   const toCsv = (table, rows, columns) => {
@@ -111,8 +113,9 @@
     URL.revokeObjectURL(url);
   };
 
-  // Where the reader was, per dictionary.
-  const places = new Map();
+  // Where the reader was, per dictionary: the feature, and the table as it was searched and sorted.
+  const places = new Map(), addresses = new Map();
+  THRESHER.backTo = sae => addresses.get(sae) || link("features", sae);
 
   THRESHER.views.features = async (main, { sae, query }) => {
     const table = await THRESHER.table(sae), usual = THRESHER.isSingle ? "-energy" : "-energy_image";
@@ -140,6 +143,8 @@
     const head = h("div", { role: "row", class: "grid-head", style: `grid-template-columns:${template}` }, heads);
     const body = h("div", { class: "grid-body", role: "rowgroup" });
     const grid = h("div", { id: "grid", role: "grid", tabindex: "0", "aria-label": `Features of ${sae}`, "aria-colcount": columns.length }, head, body);
+    const none = h("p", { class: "soft", id: "none", hidden: true });
+    grid.append(none);
     head.style.width = body.style.width = width + "px";
 
     const paint = () => {
@@ -168,7 +173,11 @@
         one.setAttribute("aria-sort", state.sort === key ? "ascending" : state.sort === "-" + key ? "descending" : "none");
       }
       status.textContent = `${rows.length.toLocaleString("en-US")} of ${table.n.toLocaleString("en-US")} features`;
-      THRESHER.setHash(link("features", sae, null, { q: state.q, class: [...state.classes].join(","), sort: state.sort === usual ? "" : state.sort, only: state.only ? [...state.only].join(".") : "" }));
+      addresses.set(sae, link("features", sae, null, { q: state.q, class: [...state.classes].join(","), sort: state.sort === usual ? "" : state.sort, only: state.only ? [...state.only].join(".") : "" }));
+      THRESHER.setHash(addresses.get(sae));
+      none.hidden = rows.length > 0;
+      const unknown = parse(state.q, table).filter(word => word.column && !table.has(word.column)).map(word => word.column);
+      none.textContent = unknown.length ? `There is no column ${unknown.join(", ")}. Columns are called as in the head of the table or in features.parquet: ${columns.filter(column => isNumber(table, column.key)).slice(0, 6).map(column => alias(column.title)).join(", ")} ...` : "No feature fits the search and the filters.";
       go(Math.max(0, rows.indexOf(start)));
     };
     search.addEventListener("input", () => { state.q = search.value; update(); });
