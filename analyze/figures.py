@@ -64,7 +64,7 @@ def draw_modality(histograms: Mapping[str, Mapping[str, Histogram]]) -> Chart:
             for axis, kind in zip(line, HISTOGRAMS, strict=True):
                 rows += _draw_histogram(axis, name, kind, found[kind])
         for axis, title in zip(axes[0], HISTOGRAMS.values(), strict=True):
-            axis.set_title(title)
+            axis.set_title(title, pad=13)
         for axis in axes[-1]:
             axis.set_xlabel("modality score (0 text, 1 image)")
     return Chart(figure, rows, "Histograms of the modality score of features, one line per autoencoder.")
@@ -74,7 +74,7 @@ def _draw_histogram(axis: Axes, name: str, kind: str, found: Histogram) -> list[
     middle = (found.edges[1:] + found.edges[:-1]) / 2
     colours = [TEXT_COLOUR if at < 0.1 else IMAGE_COLOUR if at > 0.9 else SHARED_COLOUR for at in middle]
     axis.bar(middle, found.share, width=np.diff(found.edges) * 0.9, color=colours, linewidth=0)
-    axis.text(0.5, 0.97, f"n = {found.n}", transform=axis.transAxes, ha="center", va="top", fontsize=7.5)
+    axis.text(0.5, 1.0, f"n = {found.n}", transform=axis.transAxes, ha="center", va="bottom", fontsize=7.5, color=GREY)
     axis.set_xlim(0, 1)
     return [
         {"sae": name, "histogram": kind, "from": low, "to": high, "share": share, "n_features": found.n}

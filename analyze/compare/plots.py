@@ -6,8 +6,10 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
 
 from thresher.analyze.compare.open import Entry
 from thresher.analyze.plots.overview import plot_pareto
@@ -37,6 +39,8 @@ SHARES = (
 )
 MANY = 8
 """Dictionaries above which cells have no room for numbers."""
+CELL, LETTER = 0.16, 0.052
+"""Inches of a cell without a number, and of a letter of a label."""
 GRIDS = {
     "stability": "matched cosine, less chance",
     "coverage_image": "coverage on images, less chance",
@@ -108,29 +112,60 @@ def plot_likeness(labels: Sequence[str], pairs: Sequence[Mapping[str, Any]]) -> 
     Side by side with a number in each cell; of more than MANY dictionaries one below the other, without.
     """
     names = {key: title for key, title in GRIDS.items() if any(pair[key] is not None for pair in pairs)}
-    n, many = max(len(names), 1), len(labels) > MANY
-    size = 0.16 * len(labels) if many else max(1.3, 0.32 * len(labels))
-    width = max(COLUMN, min(PAGE, size + 2.2 if many else 1.0 + (size + 0.35) * n))
+    many = len(labels) > MANY
+    grids = {key: _fill(labels, pairs, key) for key in names}
+    norm = _span(list(grids.values()))
     with mpl.rc_context(PRINT):
-        figure = make_figure(width, (size + 1.1) * n if many else size + 1.1)
-        shape = (n, 1) if many else (1, n)
-        axes = figure.subplots(*shape, squeeze=False, sharey=True).ravel()
+        figure, axes, bar = (_stack_panels if many else _line_up)(labels, max(len(names), 1))
         for axis, (key, title) in zip(axes, names.items(), strict=False):
-            grid = _fill(labels, pairs, key)
-            axis.imshow(grid, cmap="cividis", vmin=0, vmax=1)
-            for (i, j), value in np.ndenumerate(grid):
-                if np.isfinite(value) and not many:
-                    colour = "white" if value < 0.55 else INK
-                    axis.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=5.5, color=colour)
-            axis.set_xticks(
-                range(len(labels)), labels, rotation=90 if many else 45, ha="center" if many else "right", fontsize=6
-            )
-            axis.set_yticks(range(len(labels)), labels, fontsize=6)
+            axis.imshow(grids[key], cmap="cividis", norm=norm)
+            axis.set_xticks(range(len(labels)), [] if many else labels, rotation=45, ha="right", fontsize=6)
             axis.tick_params(length=0)
             axis.set_title(title, fontsize=6.5)
-        scale = ScalarMappable(Normalize(0, 1), "cividis")
-        figure.colorbar(scale, ax=list(axes), shrink=0.4 if many else 0.6, aspect=16)
+            if not many:
+                _write_numbers(axis, grids[key], norm)
+        for axis in axes if many else axes[:1]:
+            axis.set_yticks(range(len(labels)), labels, fontsize=6)
+        if many:
+            axes[-1].set_xticks(range(len(labels)), labels, rotation=90, ha="center", fontsize=6)
+        figure.colorbar(ScalarMappable(norm, "cividis"), label="less chance", **bar)
     return Chart(figure, [dict(pair) for pair in pairs], "Likeness of every two dictionaries.")
+
+
+def _line_up(labels: Sequence[str], n: int) -> tuple[Figure, list[Axes], dict[str, Any]]:
+    """`n` panels side by side, with room for a number in each cell, and where the scale goes."""
+    size = max(1.3, 0.32 * len(labels))
+    figure = make_figure(max(COLUMN, min(PAGE, 1.0 + (size + 0.35) * n)), size + 1.1)
+    axes = list(figure.subplots(1, n, squeeze=False, sharey=True).ravel())
+    return figure, axes, {"ax": axes, "shrink": 0.6, "aspect": 16}
+
+
+def _stack_panels(labels: Sequence[str], n: int) -> tuple[Figure, list[Axes], dict[str, Any]]:
+    """`n` panels one below the other, of exactly the size that their labels leave, and where the scale goes."""
+    words, gap, beside = LETTER * max(len(label) for label in labels) + 0.1, 0.3, 0.75
+    size = max(1.5, min(CELL * len(labels), PAGE - words - beside))
+    width, height = words + size + beside, words + n * (size + gap)
+    figure = make_figure(width, height)
+    figure.set_layout_engine("none")
+    share = (size / width, size / height)
+    axes = [figure.add_axes((words / width, (words + k * (size + gap)) / height, *share)) for k in reversed(range(n))]
+    # The scale lies beside the first panel.
+    inner = figure.add_axes(((words + size + 0.15) / width, 1 - (gap + 0.8 * size) / height, 0.1 / width, 0.6 * share[1]))
+    return figure, axes, {"cax": inner}
+
+
+def _write_numbers(axis: Axes, grid: np.ndarray, norm: Normalize) -> None:
+    for (i, j), value in np.ndenumerate(grid):
+        if np.isfinite(value):
+            colour = "white" if float(norm(value)) < 0.55 else INK
+            axis.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=5.5, color=colour)
+
+
+def _span(grids: Sequence[np.ndarray]) -> Normalize:
+    """From 0, or the least where it is below, to the most: over all of 0 to 1 unlike dictionaries would all look alike."""
+    values = np.concatenate([grid[np.isfinite(grid)] for grid in grids] or [np.zeros(0)])
+    low, high = min(0.0, values.min(initial=0)), max(0.1, values.max(initial=0.1))
+    return Normalize(float(np.floor(10 * low) / 10), float(np.ceil(10 * high) / 10))
 
 
 def _fill(labels: Sequence[str], pairs: Sequence[Mapping[str, Any]], key: str) -> np.ndarray:

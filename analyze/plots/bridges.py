@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from thresher.analyze.battery.classes import CLASSES
+from thresher.analyze.battery.classes import CLASSES, HETEROGENEOUS, SHARED
 from thresher.analyze.plots.read import Columns
 from thresher.analyze.plots.style import (
     CLASS_COLOURS,
@@ -28,22 +28,29 @@ from thresher.analyze.plots.style import (
 )
 
 REGIONS = ("text", "both", "image")
+BRIDGED = CLASS_COLOURS[HETEROGENEOUS]
 STACK = {
-    "both, both": ("#009e73", ((1, 1),)),
+    "both, both": (CLASS_COLOURS[SHARED], ((1, 1),)),
     "both with one-sided": ("#7fceb9", ((1, 0), (0, 1), (1, 2), (2, 1))),
-    "image with text": ("#332288", ((2, 0), (0, 2))),
+    "image with text": (BRIDGED, ((2, 0), (0, 2))),
     "image with image": (IMAGE_COLOUR, ((2, 2),)),
     "text with text": (TEXT_COLOUR, ((0, 0),)),
 }
 """Colour and cells [image side, text side] of each layer."""
 PUBLISHED = 0.05
 PARTS = {
-    "shared_self": ("shared with itself", "#009e73"),
+    "shared_self": ("shared with itself", CLASS_COLOURS[SHARED]),
     "shared_cross": ("two shared", "#7fceb9"),
-    "bridged": ("bridged", "#332288"),
+    "bridged": ("bridged", BRIDGED),
     "rest": ("rest", GREY),
 }
-EDGES = {"other": ("#c4c4c4", "."), "shared": ("#009e73", "o"), "bridge": ("#332288", "^"), "self": ("#e69f00", "s")}
+EDGES = {
+    "other": ("#6f7782", "."),
+    "shared": (CLASS_COLOURS[SHARED], "o"),
+    "self": ("#e69f00", "s"),
+    "bridge": (BRIDGED, "^"),
+}
+"""Colour and marker of the kinds of edges, the most frequent first, so that it lies below."""
 
 
 def plot_bridge_mass(groups: Mapping[str, Mapping[str, Any]]) -> Chart:
@@ -134,14 +141,13 @@ def plot_partners(edges: Mapping[str, Columns], groups: Mapping[str, Mapping[str
     """Correlation over pairs against the cosine of the two atoms, for partners; grey: not beyond chance (q > 0.05)."""
     rows: list[dict[str, Any]] = []
     with mpl.rc_context(PRINT):
-        figure = make_figure(grid_width(len(edges)), 2.4)
+        figure = make_figure(grid_width(len(edges)), 2.6)
         axes = figure.subplots(1, len(edges), squeeze=False, sharex=True, sharey=True)[0]
         for axis, (name, table) in zip(axes, edges.items(), strict=True):
             rho, cosine, label = finite(table["rho"]), finite(table["cos"]), table["class"]
             significant = finite(table["q"]) <= 0.05
             _draw_density(axis, cosine[~significant], rho[~significant], groups[name]["crossmodal"]["deranged"]["largest_rho"])
-            for kind in ("shared", "self", "bridge"):
-                colour, marker = EDGES[kind]
+            for kind, (colour, marker) in EDGES.items():
                 chosen = (label == kind) & significant
                 axis.plot(
                     cosine[chosen], rho[chosen], marker, color=colour, markersize=2.5, alpha=0.8, label=f"{kind}, q <= 0.05"
@@ -154,7 +160,7 @@ def plot_partners(edges: Mapping[str, Columns], groups: Mapping[str, Mapping[str
         axes[0].set_ylabel("rho over pairs")
         handles, labels = axes[0].get_legend_handles_labels()
         handles.append(Line2D([], [], marker="h", color=GREY, linestyle="none", markersize=4))
-        columns = 5 if len(edges) > 2 else 2
+        columns = 3 if len(edges) > 1 else 2
         figure.legend(handles, [*labels, "q > 0.05"], loc="outside lower center", ncols=columns)
     return Chart(figure, rows, "Correlation of partners over pairs against the cosine of their atoms.")
 

@@ -9,6 +9,7 @@ from matplotlib.artist import Artist
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from thresher.analyze.battery.classes import CLASSES
 from thresher.analyze.plots.dynamics import list_series, pick
 from thresher.analyze.plots.read import Columns
 from thresher.analyze.plots.style import (
@@ -90,6 +91,8 @@ def plot_categories(categories: Mapping[str, Columns], agreement: Mapping[str, M
     rows: list[dict[str, Any]] = []
     names = list(dict.fromkeys(str(one) for table in categories.values() for one in table["category_image"]))
     size = min(max(1.8, 0.11 * len(names)), 2.5)
+    # Weak detection is seen too: the scale ends where the scores do.
+    far = max(0.1, max(float(np.nanmax(np.abs(finite(table["auroc_text"]) - 0.5), initial=0)) for table in categories.values()))
     with mpl.rc_context(PRINT):
         figure = make_figure(1.4 + (size + 0.1) * len(categories), size + 1.2)
         axes = figure.subplots(1, len(categories), squeeze=False, sharey=True)[0]
@@ -98,7 +101,7 @@ def plot_categories(categories: Mapping[str, Columns], agreement: Mapping[str, M
             grid = np.full((len(names), len(names)), np.nan)
             for i, j, score in zip(table["category_image"], table["category_text"], finite(table["auroc_text"]), strict=True):
                 grid[names.index(str(i)), names.index(str(j))] = score
-            image = axis.imshow(grid, cmap="PuOr", vmin=0, vmax=1, interpolation="nearest", aspect="auto")
+            image = axis.imshow(grid, cmap="PuOr", vmin=0.5 - far, vmax=0.5 + far, interpolation="nearest", aspect="auto")
             axis.set_xticks(range(len(names)), names, rotation=90, fontsize=4.5)
             axis.set_yticks(range(len(names)), names, fontsize=4.5)
             axis.tick_params(length=0)
@@ -121,13 +124,15 @@ def plot_ablation(rows: Sequence[Mapping[str, Any]]) -> Chart:
     """
     saes, measures = (list(dict.fromkeys(row[key] for row in rows)) for key in ("sae", "measure"))
     with mpl.rc_context(PRINT):
-        figure = make_figure(PAGE, 0.7 + 1.5 * len(saes))
-        axes = figure.subplots(len(saes), len(measures), squeeze=False, sharey="col")
+        figure = make_figure(PAGE, 1.5 + 0.95 * len(saes))
+        axes = figure.subplots(len(saes), len(measures), squeeze=False, sharex=True, sharey="col")
+        places = [label for label in CLASSES if any(row["ablated"] == label for row in rows)]
         for line, sae in zip(axes, saes, strict=True):
             for axis, measure in zip(line, measures, strict=True):
                 chosen = [row for row in rows if row["sae"] == sae and row["measure"] == measure]
-                for place, row in enumerate(chosen):
-                    colour = CLASS_COLOURS.get(row["ablated"], "#0072b2")
+                for row in chosen:
+                    place = places.index(row["ablated"])
+                    colour = CLASS_COLOURS[row["ablated"]]
                     for offset, prefix, fill in ((-0.2, "", colour), (0.2, "control_", "white")):
                         estimate = {key: row[f"{prefix}{key}"] for key in ("value", "low", "high")}
                         if estimate["value"] is None:
@@ -135,10 +140,13 @@ def plot_ablation(rows: Sequence[Mapping[str, Any]]) -> Chart:
                         below, above = error_of(estimate)
                         axis.bar(place + offset, value_of(estimate), 0.38, color=fill, edgecolor=colour, linewidth=0.7)
                         axis.errorbar(place + offset, value_of(estimate), yerr=[[below], [above]], color=INK, linewidth=0.7)
-                axis.set_xticks(range(len(chosen)), [row["ablated"] for row in chosen], rotation=40, ha="right", fontsize=5.5)
-                axis.axhline(chosen[0]["whole"], color=INK, linewidth=0.8, linestyle="--")
-                axis.set_title(measure)
+                if chosen:
+                    axis.axhline(chosen[0]["whole"], color=INK, linewidth=0.8, linestyle="--")
             line[0].set_ylabel(sae)
+        for axis, measure in zip(axes[0], measures, strict=True):
+            axis.set_title(measure)
+        for axis in axes[-1]:
+            axis.set_xticks(range(len(places)), places, rotation=40, ha="right", fontsize=5.5)
         marks: list[Artist] = [Patch(facecolor=GREY, edgecolor=GREY), Patch(facecolor="white", edgecolor=GREY)]
         marks.append(Line2D([], [], color=INK, linewidth=0.8, linestyle="--"))
         labels = ["class left out", "random features of equal energy left out", "nothing left out"]

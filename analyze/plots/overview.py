@@ -6,9 +6,12 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 
+from thresher.analyze.battery.classes import DEAD, RARE, SHARED
 from thresher.analyze.plots.read import Columns
 from thresher.analyze.plots.style import (
+    CLASS_COLOURS,
     GREY,
     IMAGE_COLOUR,
     PAGE,
@@ -26,7 +29,8 @@ from thresher.analyze.plots.style import (
 MEASURES = {"r2": "R2", "fvu": "FVU", "cosine": "cosine"}
 FLOORS = {"r2": 0.0, "fvu": 1.0}
 BALANCES = {0.1: ":", 0.5: "-", 0.9: ":"}
-STATUSES = {"dead": "#e8e8e8", "rare": "#c4c4c4", "one-sided": "#e69f00", "ok": "#009e73"}
+STATUSES = {"dead": CLASS_COLOURS[DEAD], "rare": CLASS_COLOURS[RARE], "one-sided": "#e69f00", "ok": CLASS_COLOURS[SHARED]}
+BALANCE, ISO_ENERGY = "#009e73", "#56b4e9"
 
 
 def plot_pareto(rows: Sequence[Mapping[str, Any]]) -> Chart:
@@ -50,7 +54,7 @@ def plot_pareto(rows: Sequence[Mapping[str, Any]]) -> Chart:
                     axis.axhline(floor, color=GREY, linestyle=":", label="predicting the mean")
                 axis.set_ylabel(f"{MEASURES[measure]}, {side}s")
         for axis in axes[-1]:
-            axis.set_xlabel("L0")
+            axis.set_xlabel("L0, active atoms per row")
             axis.set_xlim(0, 1.06 * max(row["l0"] for row in rows))
         handles, labels = axes[0, 0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=fit_columns(labels))
@@ -80,7 +84,7 @@ def plot_energies(features: Mapping[str, Columns]) -> Chart:
     """Mean z^2 on texts against that on images, per feature, with lines of equal modality score and of equal energy."""
     rows: list[dict[str, Any]] = []
     with mpl.rc_context(PRINT):
-        figure = make_figure(grid_width(len(features)), 2.3)
+        figure = make_figure(grid_width(len(features)), 2.6)
         axes = figure.subplots(1, len(features), squeeze=False, sharex=True, sharey=True)[0]
         bounds = _find_bounds(features)
         for axis, (name, table) in zip(axes, features.items(), strict=True):
@@ -91,8 +95,9 @@ def plot_energies(features: Mapping[str, Columns]) -> Chart:
             ]
             _draw_energies(axis, image, text, bounds)
             axis.set_title(name)
-            axis.set_xlabel("energy on images")
-        axes[0].set_ylabel("energy on texts")
+            axis.set_xlabel("energy (mean $z^2$) on images")
+        axes[0].set_ylabel("energy (mean $z^2$) on texts")
+        figure.legend(handles=_list_marks(), loc="outside lower center", ncols=min(5, 1 + len(features)))
     return Chart(figure, rows, "Energy of features on texts against that on images.")
 
 
@@ -124,13 +129,22 @@ def _draw_energies(axis: Axes, image: np.ndarray, text: np.ndarray, bounds: tupl
     axis.plot(np.full(len(of_text), low * 1.2), of_text, "_", color=TEXT_COLOUR, alpha=0.5)
     line = np.geomspace(low, high, 60)
     for mu, style in BALANCES.items():
-        axis.plot(line, line * (1 - mu) / mu, linestyle=style, color="#009e73", linewidth=0.9)
-        at = high / 1.6 if mu >= 0.5 else high / 1.6 * mu / (1 - mu)
-        axis.annotate(f"{mu:g}", (at, at * (1 - mu) / mu), fontsize=5.5, color="#006b4f", ha="right", va="bottom")
+        axis.plot(line, line * (1 - mu) / mu, linestyle=style, color=BALANCE, linewidth=0.9)
     for total in 10.0 ** np.arange(np.ceil(np.log10(low)), np.floor(np.log10(high)) + 1):
         part = np.geomspace(total * 1e-4, total * (1 - 1e-4), 80)
-        axis.plot(part, total - part, color="#56b4e9", linewidth=0.5, alpha=0.7)
+        axis.plot(part, total - part, color=ISO_ENERGY, linewidth=0.5, alpha=0.7)
     axis.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high))
+
+
+def _list_marks() -> list[Line2D]:
+    """What the lines and the ticks at the edges are."""
+    return [
+        Line2D([], [], color=BALANCE, label="score 0.5"),
+        Line2D([], [], color=BALANCE, linestyle=":", label="score 0.1, 0.9"),
+        Line2D([], [], color=ISO_ENERGY, label="equal energy"),
+        Line2D([], [], color=IMAGE_COLOUR, marker="|", linestyle="none", label="on images only"),
+        Line2D([], [], color=TEXT_COLOUR, marker="_", linestyle="none", label="on texts only"),
+    ]
 
 
 def plot_cumulative(curves: Mapping[str, Columns], features: Mapping[str, Columns]) -> Chart:

@@ -22,8 +22,8 @@ MEASURES = ("l0", "r2", "fvu", "cosine", "cosine_of_mean")
 def list_reconstructions(run: RunTables) -> list[dict[str, Any]]:
     """One dict per dictionary and modality. `family`: kind and size; `kind`: equal where only the seed differs."""
     rows: list[dict[str, Any]] = []
-    for name, found in run.metrics["saes"].items():
-        tables = run.saes[name]
+    for name, tables in run.saes.items():
+        found = run.metrics["saes"][name]
         others = [] if tables.groups is None else tables.groups["seeds"]["others"]
         kind = "+".join(sorted([name, *others]))
         for side in ("image", "text"):

@@ -47,16 +47,17 @@ PRINT: dict[Any, Any] = STYLE | {
 DOTS_PER_INCH = 200
 CLASS_COLOURS: Mapping[str, str] = {
     SHARED: "#009e73",
-    POLYSEMANTIC: "#cc79a7",
-    COLLINEAR: "#56b4e9",
-    HETEROGENEOUS: "#332288",
-    BIAS: "#d55e00",
-    SPECIFIC: "#e69f00",
-    UNDECIDED: "#8c8c8c",
-    RARE: "#c4c4c4",
-    DEAD: "#e8e8e8",
+    POLYSEMANTIC: "#ba8d00",
+    COLLINEAR: "#7f0830",
+    HETEROGENEOUS: "#7a4cc0",
+    BIAS: "#2c1263",
+    SPECIFIC: "#4f8ff7",
+    UNDECIDED: "#808790",
+    RARE: "#b3bac2",
+    DEAD: "#e4e7eb",
 }
-"""Okabe and Ito's colours and an indigo; greys for what says nothing."""
+"""Those of the site by day: at least 11 apart (CIEDE2000) with any colour vision, none that of a modality; greys for what says
+nothing."""
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#332288", "#000000")
 """Colours of dictionaries, told apart with any colour vision; `MARKERS` tells them apart in print."""
 MARKERS = "osD^vP*X"
