@@ -4,7 +4,7 @@ import csv
 import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -28,8 +28,9 @@ IMAGE, TEXT = "vision.embed", "text.embed"
 class _Sides(NamedTuple):
     """What is imported."""
 
-    images: npt.NDArray[np.floating]
-    texts: npt.NDArray[np.floating]
+    images: Any
+    """[image, width], an array or a dataset of HDF5; the texts alike."""
+    texts: Any
     image_of: npt.NDArray[np.int64]
     """[text]: the image that it describes, -1 for none."""
     captions: list[str]
@@ -140,7 +141,7 @@ def _read(images: Path, texts: Path, pairs: Path | None, captions: Path | None) 
     return _Sides(*found, image_of, named)
 
 
-def _open(path: Path) -> npt.NDArray[np.floating]:
+def _open(path: Path) -> Any:
     array = read_array(path)
     if array.ndim != 2 or array.dtype.kind != "f" or not len(array):
         raise StoreError(
@@ -149,7 +150,7 @@ def _open(path: Path) -> npt.NDArray[np.floating]:
     return array
 
 
-def _match(images: Path, texts: Path, image: npt.NDArray[np.floating], text: npt.NDArray[np.floating]) -> npt.NDArray[np.int64]:
+def _match(images: Path, texts: Path, image: Any, text: Any) -> npt.NDArray[np.int64]:
     if len(image) != len(text):
         raise StoreError(
             f"{images} has {len(image)} rows and {texts} has {len(text)}: say which belong together with a table of pairs "
@@ -226,5 +227,5 @@ def _read_column(path: Path, name: str) -> list[str] | None:
         return [str(row[name] or "") for row in rows] if name in (rows.fieldnames or ()) else None
 
 
-def _dtype(array: npt.NDArray[np.floating]) -> Dtype:
+def _dtype(array: Any) -> Dtype:
     return "float16" if array.dtype == np.float16 else "float32"
