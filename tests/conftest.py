@@ -1,6 +1,7 @@
 """Buckets that answer as Amazon's and Google's do, processes that are launched together, Python with its imports done."""
 
 import contextlib
+import gc
 import json
 import os
 import shutil
@@ -19,6 +20,9 @@ import pytest
 from thresher.data.store.objects import RETRY_SECONDS, Objects
 
 BUCKET = "activations"
+PATIENCE = "60"
+"""Seconds for which a request to a test's server is repeated: moto answers 500 where two requests meet, late on a busy machine.
+Tests in which a server stays away set less."""
 FORKS = "THRESHER_TEST_FORKS"
 """The variable with the folder in which the interpreters of `python` lie."""
 SERVER = pytest.StashKey["subprocess.Popen[str]"]()
@@ -70,6 +74,12 @@ def pytest_configure(config: pytest.Config) -> None:
     assert server.stdout.readline() == "ready\n"
     config.stash[SERVER] = server
     os.environ[FORKS] = str(folder)
+
+
+def pytest_collection_finish() -> None:
+    """Let no garbage collection look through what was imported: benchmarks ask for many, and each would take a second."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -147,7 +157,7 @@ def s3() -> Iterator[Bucket]:
             "AWS_ACCESS_KEY_ID": "thresher",
             "AWS_SECRET_ACCESS_KEY": "thresher",
             "AWS_REGION": "us-east-1",
-            RETRY_SECONDS: "1",
+            RETRY_SECONDS: PATIENCE,
         }.items():
             patch.setenv(name, value)
         yield server
@@ -170,7 +180,7 @@ def closed_s3(s3: Bucket) -> Iterator[Bucket]:
 def gcs() -> Iterator[Bucket]:
     """A bucket of Google's for all tests, and the settings that lead to it."""
     with serve("gcs_server.py", "gs") as server, pytest.MonkeyPatch.context() as patch:
-        for name, value in {"GOOGLE_BASE_URL": server.url, "GOOGLE_BEARER_TOKEN": "thresher", RETRY_SECONDS: "1"}.items():
+        for name, value in {"GOOGLE_BASE_URL": server.url, "GOOGLE_BEARER_TOKEN": "thresher", RETRY_SECONDS: PATIENCE}.items():
             patch.setenv(name, value)
         yield server
 

@@ -55,12 +55,16 @@ def list_descriptors() -> list[int]:
 def main() -> None:
     """Ask, hand on signals, and end as the other process did."""
     folder, interpreter, executable, *arguments = sys.argv[1:]
-    command = pick_command(arguments)
+    is_unbuffered = arguments[:1] == ["-u"]
+    command = pick_command(arguments[is_unbuffered:])
     if command is None or not fits(folder):
         os.execv(interpreter, [interpreter, *arguments])
     descriptors = list_descriptors()
     connection = socket.socket(socket.AF_UNIX)
-    connection.connect(f"{folder}/socket")
+    try:
+        connection.connect(f"{folder}/socket")
+    except OSError:  # the server could not be forked and has ended, saying why
+        os.execv(interpreter, [interpreter, *arguments])
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2"):
         number = getattr(signal, name)
         signal.signal(number, lambda number, _: connection.send(bytes([number])))
@@ -70,6 +74,7 @@ def main() -> None:
         "environment": dict(os.environ),
         "executable": executable,
         "folder": os.getcwd(),
+        "is_unbuffered": is_unbuffered,
     }
     body = json.dumps(request).encode()
     socket.send_fds(connection, [len(body).to_bytes(8, "big")], descriptors)

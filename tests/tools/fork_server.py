@@ -69,6 +69,7 @@ def take_over(request: dict[str, Any], descriptors: dict[int, int]) -> None:
     sys.stdin = sys.__stdin__ = open(0, closefd=False)  # noqa: SIM115 - for the life of the process
     sys.stdout = sys.__stdout__ = open(1, "w", 1 if os.isatty(1) else -1, closefd=False)  # noqa: SIM115
     sys.stderr = sys.__stderr__ = open(2, "w", 1, errors="backslashreplace", closefd=False)  # noqa: SIM115
+    sys.stdout.reconfigure(write_through=request["is_unbuffered"])
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -141,6 +142,21 @@ def reap() -> None:
             pass
 
 
+def wait_for_threads() -> None:
+    """Return when this process has one thread: a fork would lose the others. Some end soon after the import that made them."""
+    lost: list[str] = []
+    for _ in range(200):
+        names = []
+        for path in Path("/proc/self/task").glob("*/comm"):
+            with contextlib.suppress(OSError):  # it has just ended
+                names.append(path.read_text().strip())
+        lost = [name for name in names[1:] if name != SURVIVES]
+        if not lost:
+            return
+        threading.Event().wait(0.05)
+    raise RuntimeError(f"a fork would lose the threads {lost}")
+
+
 def main(address: str) -> None:
     """Answer until stdin ends. The imports wait for the first request."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -156,9 +172,7 @@ def main(address: str) -> None:
             for name in MODULES:
                 importlib.import_module(name)
             gc.freeze()
-            threads = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
-            lost = [name for name in threads[1:] if name != SURVIVES]
-            assert not lost, f"a fork would lose the threads {lost}"
+            wait_for_threads()
             is_ready = True
         if not os.fork():
             listener.close()

@@ -1,8 +1,10 @@
 """The Triton kernels against their definitions: on a GPU, or in Triton's interpreter (see `test_cuda_interpreter.py`)."""
 
+import functools
+import inspect
 import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -39,6 +41,29 @@ RULES: tuple[tuple[Sign, bool, float | None], ...] = (
     ("abs", True, None),
     ("abs", False, 0.5),
 )
+
+
+@pytest.fixture(autouse=True, scope="module")
+def remembered_names() -> Iterator[None]:
+    """Triton's interpreter looks through its whole language at each call, which takes longer than what is computed there."""
+    if not IS_INTERPRETED:
+        yield
+        return
+    from triton.language import core
+    from triton.runtime import interpreter
+
+    @functools.cache
+    def find_names(package: Any) -> list[str]:
+        return [name for name, member in inspect.getmembers(package) if core.is_builtin(member)]
+
+    def patch(package: Any, builder: Any, scope: Any) -> None:
+        for name in find_names(package):
+            if core.is_builtin(member := getattr(package, name)):
+                interpreter._patch_attr(package, name, member, builder, scope)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(interpreter, "_patch_builtin", patch)
+        yield
 
 
 def cover(*factors: Sequence[Any]) -> list[tuple[Any, ...]]:
