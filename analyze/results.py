@@ -183,7 +183,7 @@ def _summarize(found: Mapping[str, Any]) -> dict[str, str]:
         share = found["modality"]["share"]
         cells["alive features"] = str(share[SHARED]["n"])
         cells |= {f"  {title}": _percent(share[name]) for name, title in TITLES.items()}
-        cells["  undecided"] = _percent(share[UNDECIDED])
+        cells["  of these undecided"] = _percent(share[UNDECIDED])
     if "battery" in found:
         cells |= _summarize_battery(found["battery"])
     if found.get("functional"):

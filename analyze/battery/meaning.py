@@ -13,6 +13,7 @@ from thresher.analyze.metrics.semantics import (
     SemanticSums,
     add_semantics,
     centre,
+    measure_consistency,
     measure_monosemanticity,
     measure_multimodal,
     sum_pairs,
@@ -44,8 +45,9 @@ class Meanings(NamedTuple):
     text: Meaning
     across: Meaning
     agreement: Float[np.ndarray, " feature"]
-    """MMS / sqrt(MS_image MS_text): the cosine between what it is about on images and on texts, without the bias of few items;
-    NaN where a side is about nothing. Among many items any two topics differ from random ones, so z alone says little."""
+    """MMS / sqrt(MS_image MS_text), of codes as they are: the cosine between what it is about on images and on texts, without
+    the bias of few items; NaN where a side is about nothing. Among many items any two topics differ from random ones, so z
+    alone says little."""
 
 
 def make_embeddings(
@@ -76,9 +78,9 @@ def judge_meaning(sides: Sides, embeddings: Embeddings) -> Meanings:
     matched = sum_pairs(image, text, embeddings.image, embeddings.text)
     across = measure_multimodal(sums[0], sums[1], matched)
     own = [measure_monosemanticity(one) for one in sums]
-    product = own[0].score * own[1].score
-    is_about = (np.nan_to_num(own[0].score) > 0) & (np.nan_to_num(own[1].score) > 0)
-    agreement = divide(across.score, np.sqrt(np.where(is_about, product, np.nan)))
+    within = [measure_consistency(one) for one in sums]
+    is_about = (np.nan_to_num(within[0]) > 0) & (np.nan_to_num(within[1]) > 0)
+    agreement = divide(across.score, np.sqrt(np.where(is_about, within[0] * within[1], np.nan)))
     return Meanings(own[0], own[1], across, np.clip(agreement, -1, 1))
 
 

@@ -12,7 +12,7 @@ class Gap(NamedTuple):
     norm: float
     """||Delta||, in the normalised units that the dictionary works in."""
     share: Float[np.ndarray, " feature"]
-    """Signed share of each feature; sums to 1 (all 0 when there is no gap)."""
+    """Signed share of each feature; sums to 1 (NaN when there is no gap)."""
 
     def features_for(self, part: float) -> int:
         """The smallest number of features whose shares add up to `part` of the gap; 0 when there is no gap."""
@@ -34,5 +34,5 @@ def decompose_gap(
     delta = difference @ dictionary
     norm = float(np.linalg.norm(delta))
     if norm == 0:
-        return Gap(0.0, np.zeros_like(difference))
+        return Gap(0.0, np.full_like(difference, np.nan))
     return Gap(norm, difference * (dictionary @ delta) / norm**2)

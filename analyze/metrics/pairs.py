@@ -19,20 +19,21 @@ def correlation(
 ) -> Float[np.ndarray, "*#any"]:
     """rho_ij = (A_ij - m_i m'_j) / (s_i s'_j): Pearson's correlation over pairs, from sums. Measure D2.
 
-    `image` and `text` are (mean, standard deviation) over pairs, broadcast against `products`. 0 where a side is constant.
+    `image` and `text` are (mean, standard deviation) over pairs, broadcast against `products`. NaN where a side is constant.
     Signed codes: as they are; a feature whose two sides have opposite signs has a negative correlation.
     """
     rho = products / n_pairs
     rho -= image[0] * text[0]
     for deviation in (image[1], text[1]):
-        rho *= np.divide(1, deviation, out=np.zeros_like(deviation), where=deviation > 0)
+        rho *= np.divide(1, deviation, out=np.full_like(deviation, np.nan), where=deviation > 0)
     return np.clip(rho, -1, 1, out=rho)
 
 
 def correlate_rows(rows: GramRows, marginals: Marginals) -> Float[np.ndarray, "row column"]:
-    """Correlations of a block of the Gram matrix."""
-    image = marginals.image[rows.image, None], marginals.image_deviation[rows.image, None]
-    text = marginals.text[None, rows.text], marginals.text_deviation[None, rows.text]
+    """Correlations of a block of the Gram matrix; 0 where a side is constant, so that it is nobody's partner."""
+    spread = [np.where(one > 0, one, np.inf) for one in (marginals.image_deviation, marginals.text_deviation)]
+    image = marginals.image[rows.image, None], spread[0][rows.image, None]
+    text = marginals.text[None, rows.text], spread[1][None, rows.text]
     return correlation(rows.products, marginals.n, image, text)
 
 

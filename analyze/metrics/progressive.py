@@ -19,9 +19,9 @@ class Recovery(NamedTuple):
     fvu: Float[np.ndarray, " prefix"]
     """1 - R2, around the mean vector of the rows; NaN when all rows are equal."""
     nmse: Float[np.ndarray, " prefix"]
-    """mean ||x - x_hat||^2 / ||x||^2; NaN when a row is 0."""
+    """mean ||x - x_hat||^2 / ||x||^2 over the rows that are not 0."""
     cosine: Float[np.ndarray, " prefix"]
-    """mean cos(x, x_hat), 0 where x_hat is 0."""
+    """mean cos(x, x_hat) over the rows that are not 0; 0 where x_hat is 0."""
     dead: Float[np.ndarray, " prefix"]
     """Share of features that no row keeps."""
 
@@ -61,12 +61,13 @@ def trace_recovery(
             alive = values[part, :k] != 0
             kept[line, indices[part, :k][alive]] = True
     centred = np.square(x - x.mean(axis=0)).sum()
+    n_nonzero = float((np.square(x).sum(axis=1) > 0).sum())
     is_constant = centred <= 1e-12 * np.square(x).sum()
     return Recovery(
         k=np.array(prefixes, dtype=np.int64),
         fvu=np.full(len(prefixes), np.nan) if is_constant else sums[0] / centred,
-        nmse=sums[1] / len(x),
-        cosine=sums[2] / len(x),
+        nmse=divide(sums[1], n_nonzero),
+        cosine=divide(sums[2], n_nonzero),
         dead=1 - kept.mean(axis=1),
     )
 
@@ -83,5 +84,5 @@ def _grow(
         done = max(done, k)
         error = np.square(x - x_hat).sum(axis=1)
         cosine = np.nan_to_num(divide((x * x_hat).sum(axis=1), np.sqrt(square) * np.linalg.norm(x_hat, axis=1)))
-        found[:, line] = error.sum(), divide(error, square).sum(), cosine.sum()
+        found[:, line] = error.sum(), np.nansum(divide(error, square)), cosine.sum()
     return found

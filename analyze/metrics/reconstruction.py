@@ -37,6 +37,10 @@ class ReconstructionSums(NamedTuple):
     """Sum of ||x_hat|| / ||x||."""
     relative_variance: Float[np.ndarray, " replicate"]
     """Sum of Var(x - x_hat) / Var(x), each over the dimensions of one row."""
+    n_nonzero: Float[np.ndarray, " replicate"]
+    """Rows of a length above 0, weighted: what relative errors, cosines and length ratios are means over."""
+    n_varying: Float[np.ndarray, " replicate"]
+    """Rows whose entries are not all equal, weighted."""
 
 
 def sum_reconstruction(
@@ -48,8 +52,8 @@ def sum_reconstruction(
 ) -> ReconstructionSums:
     """Statistics of one chunk; `record` says which column of `weights` each row takes its weight from.
 
-    Rows or reconstructions of length zero have cosine 0, rows of length zero relative error and length ratio 0, rows whose
-    entries are all equal relative variance 0.
+    Rows of length zero have no relative error, cosine or length ratio, rows whose entries are all equal no relative variance:
+    they count in none of these means. A reconstruction of length zero has cosine 0.
     """
     rows, given = x.to("cpu", torch.float64).numpy(), x_hat.to("cpu", torch.float64).numpy()
     norm, given_norm = np.linalg.norm(rows, axis=1), np.linalg.norm(given, axis=1)
@@ -65,6 +69,8 @@ def sum_reconstruction(
         inner,
         _divide(given_norm, norm),
         _divide((rows - given).var(axis=1), rows.var(axis=1)),
+        (norm > 0).astype(np.float64),
+        (rows.var(axis=1) > 0).astype(np.float64),
     ]
     directions = rows * _divide(np.ones(len(rows)), norm)[:, None]
     per_row = np.column_stack([*scalars, rows, directions])
@@ -124,13 +130,13 @@ def measure_reconstruction(sums: ReconstructionSums) -> Reconstruction:
         return Reconstruction(
             r2=1 - fvu,
             fvu=fvu,
-            nmse=sums.relative_error / sums.n,
-            cosine=sums.cosine / sums.n,
-            cosine_of_mean=(sums.direction * mean).sum(1) / length / sums.n,
+            nmse=sums.relative_error / sums.n_nonzero,
+            cosine=sums.cosine / sums.n_nonzero,
+            cosine_of_mean=(sums.direction * mean).sum(1) / length / sums.n_nonzero,
             l0=sums.n_active / sums.n,
-            fvu_over_dimensions=sums.relative_variance / sums.n,
+            fvu_over_dimensions=sums.relative_variance / sums.n_varying,
             r2_scalar_mean=np.where(is_flat, np.nan, 1 - sums.error_square / np.where(is_flat, 1, around_scalar)),
-            length_ratio=sums.length_ratio / sums.n,
+            length_ratio=sums.length_ratio / sums.n_nonzero,
             bias=np.where(sums.inner == 0, np.nan, sums.x_hat_square / np.where(sums.inner == 0, 1, sums.inner)),
         )
 

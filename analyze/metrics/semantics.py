@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy.sparse import csr_array
 
-from thresher.analyze.metrics.grouping import count_rows
+from thresher.analyze.metrics.grouping import count_columns, count_rows
 from thresher.analyze.metrics.needs import divide, need_equal, need_items, normalize_rows
 
 
@@ -37,6 +37,8 @@ class SemanticSums(NamedTuple):
     gram: Float[np.ndarray, "d_ext d_ext"]
     """sum e e^T."""
     n_rows: float
+    least: Float[np.ndarray, " feature"]
+    """Smallest a over the rows: 0 but for features that fire on every row."""
 
 
 def sum_semantics(codes: csr_array, embeddings: Float[np.ndarray, "row d_ext"]) -> SemanticSums:
@@ -47,12 +49,17 @@ def sum_semantics(codes: csr_array, embeddings: Float[np.ndarray, "row d_ext"]) 
     """
     need_equal("MonoSemanticity", "rows of codes and embeddings", count_rows(codes), len(embeddings))
     size = abs(codes)
+    least = np.zeros(count_columns(codes))
+    always = np.flatnonzero(np.bincount(size.indices, minlength=len(least)) == len(embeddings))
+    if len(embeddings):
+        least[always] = size.tocsc()[:, always].toarray().min(axis=0)
     return SemanticSums(
         weighted=size.T.tocsr() @ embeddings,
         powers=np.stack([np.asarray(size.power(power).sum(axis=0), dtype=np.float64) for power in (1, 2, 3, 4)]),
         embedding=embeddings.sum(axis=0),
         gram=embeddings.T @ embeddings,
         n_rows=float(len(embeddings)),
+        least=least,
     )
 
 
@@ -64,6 +71,7 @@ def add_semantics(first: SemanticSums, second: SemanticSums) -> SemanticSums:
         embedding=first.embedding + second.embedding,
         gram=first.gram + second.gram,
         n_rows=first.n_rows + second.n_rows,
+        least=np.minimum(first.least, second.least),
     )
 
 
@@ -81,14 +89,15 @@ class Meaning(NamedTuple):
 def measure_monosemanticity(sums: SemanticSums) -> Meaning:
     """MS_i = sum_{n != m} a_n a_m cos(e_n, e_m) / sum_{n != m} a_n a_m (arXiv 2504.02821), by its linear identity
 
-    (||w||^2 - v) / (u^2 - v), w = sum a e, u = sum a, v = sum a^2 (arXiv 2602.12403). The paper divides activations by their
-    range first, which cancels as the smallest |z| is 0; a feature that fires on every row keeps its offset here.
+    (||w||^2 - v) / (u^2 - v), w = sum a e, u = sum a, v = sum a^2 (arXiv 2602.12403). As in the paper the smallest |z| over the
+    rows is taken off first, which matters for features that fire on every row; their range cancels.
     Chance and spread are exact for random assignment of the same activations to rows, so they match rate and amplitude:
     Mantel's moments (1967) of sum A_nm C_nm, from row sums of A = a a^T and C = cos, both without diagonals. They assume unit
     embeddings; rows whose embedding is 0 (equal to the mean) make them approximate. Read scores of features with at least 30
     firings: two near-duplicates score 1. Raises AnalysisError: fewer than 4 rows.
     """
     need_items("MonoSemanticity", int(sums.n_rows), 4, "rows")
+    sums = _take_off_least(sums)
     u, v = sums.powers[:2]
     total = u**2 - v
     # What is left of u^2 - v for a single firing is rounding.
@@ -99,6 +108,15 @@ def measure_monosemanticity(sums: SemanticSums) -> Meaning:
     spread = np.sqrt(np.maximum(variance, 0))
     spread = np.where(spread > 1e-9 * np.abs(pairs), spread, np.nan)
     return Meaning(score, chance, divide(score * pairs - mean, spread))
+
+
+def measure_consistency(sums: SemanticSums) -> Float[np.ndarray, " feature"]:
+    """(||w||^2 - v) / (u^2 - v) of activations as they are, nothing taken off: what MMS, whose activations keep their offset
+    too, is compared with. NaN where the feature fires on fewer than two rows.
+    """
+    u, v = sums.powers[:2]
+    total = u**2 - v
+    return divide(np.square(sums.weighted).sum(axis=1) - v, np.where(total > 1e-12 * u**2, total, np.nan))
 
 
 def sum_pairs(
@@ -157,6 +175,23 @@ def compare_tops(
     """Mean cosine of the top images of each concept with the top texts of each: a product of means of unit vectors."""
     means = [np.stack([normalize_rows(group).mean(axis=0) for group in side]) for side in (image, text)]
     return means[0] @ means[1].T
+
+
+def _take_off_least(sums: SemanticSums) -> SemanticSums:
+    """The sums of a - min a."""
+    offset, n = sums.least, sums.n_rows
+    u, v, third, fourth = sums.powers
+    powers = np.stack(
+        [
+            u - n * offset,
+            v - 2 * offset * u + n * offset**2,
+            third - 3 * offset * v + 3 * offset**2 * u - n * offset**3,
+            fourth - 4 * offset * third + 6 * offset**2 * v - 4 * offset**3 * u + n * offset**4,
+        ]
+    )
+    # What is left of equal activations is rounding.
+    powers = np.where(powers[1] > 1e-12 * v, powers, 0.0)
+    return sums._replace(weighted=sums.weighted - np.outer(offset, sums.embedding), powers=powers)
 
 
 def _square_moments(powers: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
