@@ -251,3 +251,53 @@ def test_a_theme_that_was_chosen_wins_over_the_system(visit: Visitor) -> None:
 def test_a_page_that_is_not_there_says_so(visit: Visitor) -> None:
     visit.open("#/feature/one/99999")
     assert "no feature 99999" in visit.page.inner_text("[role=alert]")
+
+
+def test_the_way_back_to_the_table_keeps_its_search_and_a_search_says_what_it_does_not_know(visit: Visitor) -> None:
+    page = visit.page
+    visit.open("#/features/one?q=rho%3E0&sort=feature")
+    found = visit.features()
+    page.click(f'[data-feature="{found[1]}"] a')
+    visit.wait_feature(found[1])
+    page.click("#back")
+    visit.wait("#/features")
+    assert (page.input_value("#search"), visit.features()) == ("rho>0", found)
+    page.fill("#search", "score>=0")
+    by_title = visit.count()
+    page.fill("#search", "mu_energy>=0")
+    assert visit.count() == by_title > 0
+    assert page.is_hidden("#none")
+    page.fill("#search", "roh>0.3")
+    assert "no column roh" in page.inner_text("#none")
+
+
+def test_every_class_is_explained_where_it_is_named_and_on_the_page_of_words(visit: Visitor) -> None:
+    visit.open("#/overview")
+    assert visit.page.locator("main .chip:not([title])").count() == 0
+    visit.page.click("#words")
+    visit.wait("#/words")
+    kinds = visit.page.evaluate("THRESHER.CLASSES")
+    assert [kind for kind in kinds if visit.page.locator(f"dt .chip:text-is('{kind}')").count() != 1] == []
+
+
+CROWD = """() => {
+  const { run } = THRESHER;
+  for (let k = 0; k < 12; k++) {
+    const copy = structuredClone(run.saes.one);
+    for (const panel of Object.values(copy.reconstruction)) { panel.l0.value += 0.01 * k; panel.r2.value -= 0.001 * k; }
+    run.saes[`dictionary-${k}`] = copy;
+    run.all.push(`dictionary-${k}`);
+  }
+}"""
+LAPPING = """boxes => boxes.flatMap((a, k) => boxes.slice(k + 1).filter(b =>
+  Math.min(a.right, b.right) - Math.max(a.left, b.left) > 1 && Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 4))"""
+
+
+def test_names_of_dictionaries_of_nearly_equal_numbers_do_not_lie_on_each_other(visit: Visitor) -> None:
+    visit.open("#/overview")
+    visit.page.evaluate(CROWD)
+    visit.page.click("nav >> text=Compare")
+    visit.wait("#/compare")
+    names = visit.page.locator(".pareto .point .label")
+    assert names.count() == 14
+    assert names.evaluate_all(f"nodes => ({LAPPING})(nodes.map(node => node.getBoundingClientRect()))") == []
