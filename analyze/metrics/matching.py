@@ -77,12 +77,15 @@ def group_partners(
         return []
     order = np.lexsort((j, i))
     i, j = i[order], j[order]
-    wanted = np.unique(j)
-    by_feature = csc_array(vstack([texts[rows][:, wanted] for rows in iterate_rows(texts)], format="csc"))
-    heads, first = np.unique(i, return_index=True)
+    heads, first, counts = np.unique(i, return_index=True, return_counts=True)
     members = np.split(j, first[1:])
-    places = [np.searchsorted(wanted, some) for some in members]
-    within = [_within(csc_array(by_feature[:, place])) for place in places]
+    # A single member has nothing to be compared with, so its codes are not read.
+    wanted = np.unique(np.concatenate([j[:0], *(some for some in members if len(some) > 1)]))
+    by_feature = csc_array(vstack([texts[rows][:, wanted] for rows in iterate_rows(texts)], format="csc"))
+    within = [
+        _within(csc_array(by_feature[:, np.searchsorted(wanted, some)])) if n > 1 else float("nan")
+        for some, n in zip(members, counts, strict=True)
+    ]
     return [Group(int(head), some, jaccard) for head, some, jaccard in zip(heads, members, within, strict=True)]
 
 

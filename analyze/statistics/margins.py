@@ -1,6 +1,7 @@
 """Sums over pairs of what each feature, and each class of features, adds to the similarity of an image and its text."""
 
-from collections.abc import Iterator
+import importlib.util
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import NamedTuple
 
@@ -11,6 +12,9 @@ from scipy.sparse import csr_array
 from thresher.analyze.statistics.paired import GROUPS
 from thresher.analyze.statistics.pairing import Pairing
 from thresher.analyze.statistics.rows import BLOCK, iterate_blocks, release, run_both
+
+COMPILED = 2e9
+"""Multiply-adds from which on a compiled loop is worth the seconds that it may take to compile, once on a machine."""
 
 
 class MarginSums(NamedTuple):
@@ -50,20 +54,36 @@ class _Gathered(NamedTuple):
 
 
 def sum_margins(pairing: Pairing, dictionary: Float[np.ndarray, "feature d_in"]) -> MarginSums:
-    """What each feature adds, without the Gram matrix: O(stored entries * d_in) multiply-adds."""
+    """What each feature adds, without the Gram matrix: O(stored entries * d_in) multiply-adds.
+
+    Compiled where numba is installed and there are many.
+    """
     n_groups, shape = _count_groups(pairing), (_count_groups(pairing), pairing.n_features)
     pairs, parts = np.zeros(n_groups), np.zeros((5, *shape))
-    square = np.square(dictionary).sum(1)
+    square, project = np.square(dictionary).sum(1), _choose(pairing, dictionary)
     for one in _by_group(pairing):
         weights = one.n_texts.astype(np.float64)
         pairs[one.group] += weights.sum()
         parts[0, one.group] += one.image.T @ weights
         parts[1, one.group] += one.text.sum(axis=0)
-        rows = run_both(partial(_project, one.image, one.text, dictionary), partial(_project, one.text, one.image, dictionary))
+        rows = project(one.image, one.text)
         parts[2, one.group] += rows[0]
         parts[3, one.group] += rows[1]
         parts[4, one.group] += one.image.multiply(one.text).sum(axis=0) * square
     return MarginSums(pairs, *parts)
+
+
+def _choose(pairing: Pairing, dictionary: np.ndarray) -> Callable[[csr_array, csr_array], tuple[np.ndarray, np.ndarray]]:
+    """What projects the codes of both sides of some pairs."""
+    n_entries = pairing.image.nnz + pairing.texts.total.nnz
+    if 2.0 * n_entries * dictionary.shape[1] < COMPILED or importlib.util.find_spec("numba") is None:
+        return lambda image, text: run_both(
+            partial(_project, image, text, dictionary), partial(_project, text, image, dictionary)
+        )
+    from thresher.analyze.statistics import native  # Only here: numba takes a second to import.
+
+    columns = native.divide_columns(dictionary)
+    return lambda image, text: native.project_both(image, text, columns)
 
 
 def _project(here: csr_array, there: csr_array, dictionary: np.ndarray) -> np.ndarray:

@@ -4,11 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_array
 
 from thresher.analyze.metrics.resample import Resample
+from thresher.analyze.statistics import margins
 from thresher.analyze.statistics import rows as rows_module
 from thresher.analyze.statistics.features import bin_edges, sum_features
 from thresher.analyze.statistics.gram import iterate_gram
@@ -145,6 +147,25 @@ def test_a_pairing_in_files_has_the_same_bits_as_in_memory(tmp_path: Path) -> No
         iterate_gram(filed, every(filed), every(filed)),
     )
     np.testing.assert_array_equal(one.products, other.products)
+
+
+def test_compiled_margins_are_those_of_scipy_and_the_same_bits_for_any_number_of_threads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    native = pytest.importorskip("thresher.analyze.statistics.native")
+    *_, pairing = draw_pairing(6)
+    dictionary = np.random.default_rng(6).normal(size=(M, native.WIDTH + 5))
+    monkeypatch.setattr(margins, "GROUPS", 2)
+    expected = sum_margins(pairing, dictionary)
+    monkeypatch.setattr(margins, "COMPILED", 0)
+    monkeypatch.setattr(native, "ROWS", 4)
+    found: list[margins.MarginSums] = []
+    for n_threads in (1, 3):
+        monkeypatch.setattr(torch, "get_num_threads", lambda n=n_threads: n)
+        found.append(sum_margins(pairing, dictionary))
+    for one, other, exact in zip(*found, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+        np.testing.assert_allclose(one, exact, rtol=1e-12, atol=1e-12)
 
 
 def test_a_transpose_in_files_is_the_transpose(tmp_path: Path) -> None:
