@@ -1,8 +1,9 @@
 """Write and read bandwidth of the activation store against raw files, in alternation: `python benchmarks/store.py [--mb 400]`.
 
-Every repeat writes the same rows once as a store and once as one raw file with fsync, then reads the store's shards with
-plain `preadv` and through each of the store's ways; printed are medians over the repeats and ratios of medians. Reads are
-from the page cache (a fast disk: the processor is the limit) unless `--cold` evicts the files first.
+Every repeat writes the same rows as a store, as one raw file with fsync, and as one that is written past the page cache as
+the shards of a store are; then reads the shards with plain `preadv` and through each of the ways of a store. Printed are
+medians over the repeats, those of the ratios of a repeat, and what a byte costs the processors. Reads are from the page cache
+(a fast disk: the processor is the limit) unless `--cold` evicts the files first.
 """
 
 import argparse
@@ -22,7 +23,19 @@ from unittest import mock
 import numpy as np
 import torch
 
-from thresher.data.store import Batch, HookPointSpec, Item, Profile, Rows, Store, StoreWriter, moments, open_store, verify_store
+from thresher.data.store import (
+    Batch,
+    HookPointSpec,
+    Item,
+    Profile,
+    Rows,
+    Store,
+    StoreWriter,
+    atomic,
+    moments,
+    open_store,
+    verify_store,
+)
 from thresher.data.store.schema import TORCH_DTYPE
 from thresher.data.stream import ActivationStream
 
@@ -64,6 +77,24 @@ def write_raw(path: Path, batches: list[Batch]) -> None:
     for batch in batches:
         for x in batch.rows["image.tokens"].activations.values():
             os.write(descriptor, x.view(torch.int16).numpy().data)
+    os.fsync(descriptor)
+    os.close(descriptor)
+
+
+def write_past_cache(path: Path, batches: list[Batch]) -> None:
+    """The same through memory that begins with a page, from which the disk takes it."""
+    buffer, filled = atomic.allocate_pages(BLOCK), 0
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_DIRECT)
+    for batch in batches:
+        for x in batch.rows["image.tokens"].activations.values():
+            left = x.view(torch.int16).numpy().reshape(-1).view(np.uint8)
+            while len(left):
+                taken = min(len(left), BLOCK - filled)
+                buffer[filled : filled + taken] = left[:taken]
+                filled, left = (filled + taken) % BLOCK, left[taken:]
+                if not filled:
+                    os.write(descriptor, buffer.data)
+    os.write(descriptor, buffer[: filled // atomic.ALIGNMENT * atomic.ALIGNMENT].data)
     os.fsync(descriptor)
     os.close(descriptor)
 
@@ -145,6 +176,7 @@ def run(folder: Path, arguments: argparse.Namespace) -> dict[str, list[Cost]]:
     for repeat in range(arguments.repeats):
         path = folder / f"store{repeat}"
         add("write raw + fsync", [], write_raw, folder / "raw", batches)
+        add("write raw past the page cache + fsync", [], write_past_cache, folder / "raw", batches)
         (folder / "raw").unlink()
         with mock.patch.object(moments, "add_rows"):
             add("write store, without moments", [], write_store, path, batches, hook_points, arguments.profile)
@@ -156,6 +188,7 @@ def run(folder: Path, arguments: argparse.Namespace) -> dict[str, list[Cost]]:
         if arguments.writes_only:
             shutil.rmtree(path)
             continue
+        read_raw(files)  # What is written past the page cache is not in it.
         add("read raw", files, read_raw, files)
         add("read store, in order", files, read_chunks, store, np.sort(order), chunk)
         add("read store, random chunks", files, read_chunks, store, order, chunk)
@@ -186,13 +219,14 @@ def main() -> None:
         f"{arguments.mb:.0f} MB, {arguments.hooks} hook points, {arguments.width} wide, bfloat16, {arguments.profile}, "
         f"{arguments.repeats} repeats"
     )
-    print(f"{'':38} {'GB/s':>8} {'of raw':>7} {'cpu s':>7} {'of raw':>7}")
+    print(f"{'':38} {'GB/s':>8} {'of raw':>7} {'cpu s':>7} {'of raw':>7} {'ns/B':>7}")
     for name, found in costs.items():
         base = costs["write raw + fsync" if name.startswith("write") else "read raw"]
         seconds, cpu = (statistics.median(values) for values in zip(*found, strict=True))
-        raw_seconds, raw_cpu = (statistics.median(values) for values in zip(*base, strict=True))
-        rate = arguments.mb / 1e3 / seconds
-        print(f"{name:38} {rate:8.2f} {raw_seconds / seconds:7.2f} {cpu:7.2f} {cpu / raw_cpu:7.1f}")
+        faster = statistics.median(raw.seconds / mine.seconds for raw, mine in zip(base, found, strict=True))
+        dearer = statistics.median(mine.cpu / raw.cpu for raw, mine in zip(base, found, strict=True))
+        rate, cost = arguments.mb / 1e3 / seconds, cpu * 1e3 / arguments.mb
+        print(f"{name:38} {rate:8.2f} {faster:7.2f} {cpu:7.2f} {dearer:7.1f} {cost:7.2f}")
 
 
 if __name__ == "__main__":

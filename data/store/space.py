@@ -22,7 +22,7 @@ from thresher.data.store.zarr_json import array_document
 from thresher.errors import StoreError
 
 WRITERS = min(4, os.cpu_count() or 1)
-"""Arrays that are written at once: copies into the memory of the system take longer than the disk, where it is fast."""
+"""Arrays that are filled at once: one thread copies about as fast as a fast disk writes."""
 
 
 class SpaceWriter:
