@@ -167,9 +167,10 @@ const THRESHER = { views: {}, order: { sae: "", ids: [] } };
   // As much of a text as fits, by a function that measures it; an ellipsis says that there is more.
   THRESHER.cut = (text, room, measure = one => 6.4 * one.length) => {
     if (measure(text) <= room) return text;
-    let end = text.length - 1;
-    while (end > 1 && measure(text.slice(0, end).trimEnd() + "\u2026") > room) end--;
-    return text.slice(0, end).trimEnd() + "\u2026";
+    const short = end => text.slice(0, end).trimEnd() + "\u2026";
+    let fits = 1, not = text.length;
+    while (not - fits > 1) { const middle = (fits + not) >> 1; if (measure(short(middle)) <= room) fits = middle; else not = middle; }
+    return short(fits);
   };
   // What is missing where a store holds no pictures or no texts: then items are named by their keys.
   THRESHER.keysOnly = kinds => {

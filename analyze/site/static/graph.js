@@ -142,7 +142,7 @@
       graph = (state.layout === "columns" ? columnsLayout : forceLayout)(columns, shown);
       hot = null;
       canvas.style.height = (state.layout === "columns" ? Math.max(200, ...[0, 1].map(side => ROOM * graph.nodes.filter(node => node.side === side).length)) + 28 : HEIGHT) + "px";
-      status.textContent = `${shown.length} of ${n} edges between different features that pass; ${new Set(graph.nodes.map(node => node.feature)).size} features.` + (edges.n > columns.i.length ? ` Drawn from the ${columns.i.length.toLocaleString("en-US")} of ${edges.n.toLocaleString("en-US")} edges of the largest |Bc|; a feature's page has all.` : "");
+      status.textContent = `${shown.length} of ${show(n)} edges between different features that pass; ${new Set(graph.nodes.map(node => node.feature)).size} features.` + (edges.n > columns.i.length ? ` Drawn from the ${columns.i.length.toLocaleString("en-US")} of ${edges.n.toLocaleString("en-US")} edges of the largest |Bc|; a feature's page has all.` : "");
       list.replaceChildren(...shown.slice(0, 100).map(k => h("tr", {}, h("td", { class: "left" }, THRESHER.featureLink(sae, table, columns.i[k])), h("td", { class: "left" }, THRESHER.featureLink(sae, table, columns.j[k])), ["rho", "cos"].map(name => h("td", {}, show(columns[name][k], 2))), h("td", {}, show(columns.Bc[k], 4)), h("td", {}, show(columns.count[k])), h("td", {}, show(columns.q[k])), h("td", { class: "left" }, edges.class.levels[edges.class.codes[k]]))));
       paint();
     };

@@ -27,17 +27,17 @@
       return k => [width / 2 + (x[k] - cx) * unit * zoom + shiftX, HEIGHT / 2 - (y[k] - cy) * unit * zoom + shiftY];
     };
     const draw = (context, width) => {
-      const at = scale(width), base = n > 4000 ? 1.6 : n > 800 ? 2.6 : 3.6;
+      const at = scale(width), base = n > 4000 ? 1.6 : n > 800 ? 2.6 : 3.6, swell = n > 4000 ? 2.5 : 5;
       color();
       points = data.features.map((_, k) => at(k));
-      context.globalAlpha = 0.85;
+      context.globalAlpha = n > 4000 ? 0.7 : 0.85;
       points.forEach(([x, y], k) => {
         if (x < -9 || y < -9 || x > width + 9 || y > HEIGHT + 9) return;
         context.fillStyle = colors[k];
-        context.beginPath(); context.arc(x, y, base + 5 * part(data.features[k]), 0, 2 * Math.PI); context.fill();
+        context.beginPath(); context.arc(x, y, base + swell * part(data.features[k]), 0, 2 * Math.PI); context.fill();
       });
       context.globalAlpha = 1;
-      if (hot !== null) { context.strokeStyle = THRESHER.color("--ink"); context.lineWidth = 2; context.beginPath(); context.arc(...points[hot], base + 5 * part(data.features[hot]) + 3, 0, 2 * Math.PI); context.stroke(); }
+      if (hot !== null) { context.strokeStyle = THRESHER.color("--ink"); context.lineWidth = 2; context.beginPath(); context.arc(...points[hot], base + swell * part(data.features[hot]) + 3, 0, 2 * Math.PI); context.stroke(); }
       if (!loop) return;
       context.strokeStyle = THRESHER.color("--link"); context.fillStyle = THRESHER.color("--link"); context.lineWidth = 1.5; context.setLineDash([4, 3]);
       context.beginPath(); loop.forEach(([x, y], k) => (k ? context.lineTo(x, y) : context.moveTo(x, y))); context.closePath(); context.stroke();
@@ -118,7 +118,7 @@
     const legend = h("p", { class: "legend" }), about = h("span", { class: "soft small", id: "map-status", role: "status" });
     const update = () => {
       const { shares } = data.layouts[state.layout];
-      about.textContent = `${n} alive atoms` + (shares[0] === null ? "" : `; the axes hold ${THRESHER.percent(shares[0])} and ${THRESHER.percent(shares[1])} of the variance`);
+      about.textContent = `${show(n)} alive atoms` + (shares[0] === null ? "" : `; the axes hold ${THRESHER.percent(shares[0])} and ${THRESHER.percent(shares[1])} of the variance`);
       legend.replaceChildren(...(state.by === "class" ? THRESHER.CLASSES.filter(kind => kind !== "dead").map(THRESHER.chip) : state.by === "mu" ? [THRESHER.muScale()] : ["energy: small ", h("i", { class: "energy-scale" }), " large"]));
       THRESHER.setHash(link("map", sae, null, { layout: state.layout, by: state.by }));
       paint();
