@@ -212,7 +212,7 @@ class AnalyzeConfig:
     limit: int | None = None
     """At most this many held-out records, drawn at random; all by default."""
     chunk_rows: int = 8192
-    """Rows encoded at once; bounds the memory, changes no number."""
+    """Rows encoded at once, at most 8192; bounds the memory, changes no number."""
     n_bootstrap: int = 200
     """Resamples of the records behind every 95 % interval."""
     n_shuffles: int = 3

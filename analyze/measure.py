@@ -7,6 +7,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from scipy.sparse import csr_array, diags_array
+from torch import Tensor
+from torch.nn import functional
 
 from thresher.analyze.battery.steps import StepSums, add_steps, is_pursuit, sum_steps
 from thresher.analyze.kinds import KindSums, add_kinds, read_kinds, sum_kinds
@@ -20,7 +22,11 @@ from thresher.analyze.statistics.rows import RowsWriter
 from thresher.data.store import Store
 from thresher.errors import StoreError
 from thresher.train.checkpoint import TrainedSAE
+from thresher.train.codes import Codes
 from thresher.train.split import name_nonfinite
+
+BLOCK = 8192
+"""Rows that are summed together, about: no record is cut. A constant, as in `statistics.rows`."""
 
 
 class Measured(NamedTuple):
@@ -39,7 +45,7 @@ class Measured(NamedTuple):
 
 
 class _Sums(NamedTuple):
-    """What is added up over chunks."""
+    """What is added up over blocks."""
 
     reconstruction: ReconstructionSums
     activity: ActivitySums
@@ -57,16 +63,20 @@ def measure(
     advance: Callable[[int], None],
     scratch: Path | None = None,
 ) -> Measured:
-    """Sufficient statistics of a panel. Memory: one chunk and [replicate, d_sae] sums; the items' codes (sparse) lie in files
-    of `scratch`, without it in memory. Raises StoreError when an activation is not finite."""
+    """Sufficient statistics of a panel, rows encoded `chunk_rows` at once.
+
+    Sums are those of blocks of a constant size added up in order, so chunks change no bit of them. Memory: activations of one
+    block, what encoding one chunk takes, and [replicate, d_sae] sums; the items' codes (sparse) lie in files of `scratch`,
+    without it in memory. Raises StoreError when an activation is not finite.
+    """
     folders = [None if scratch is None else scratch / name for name in ("items", "codes")]
     items, codes = (RowsWriter(trained.sae.d_sae, folder) for folder in folders)
     norm = trained.sae.dictionary.detach().double().norm(dim=1).cpu().numpy()
     kinds = read_kinds(store, panel)
     total: _Sums | None = None
-    for part in split_rows(panel, chunk_rows):
-        chunk, largest, mean = _measure_chunk(trained, store, panel, part, resample, norm, kinds)
-        total = chunk if total is None else _add(total, chunk)
+    for part in split_rows(panel, BLOCK):
+        block, largest, mean = _measure_block(trained, store, panel, part, resample, norm, kinds, chunk_rows)
+        total = block if total is None else _add(total, block)
         items.append(largest)
         codes.append(mean)
         advance(part.stop - part.start)
@@ -74,7 +84,7 @@ def measure(
     return Measured(total.reconstruction, total.activity, items.finish(), codes.finish(), total.steps, total.kinds)
 
 
-def _measure_chunk(
+def _measure_block(
     trained: TrainedSAE,
     store: Store,
     panel: Panel,
@@ -82,6 +92,7 @@ def _measure_chunk(
     resample: Resample,
     norm: np.ndarray,
     kinds: np.ndarray | None,
+    chunk_rows: int,
 ) -> tuple[_Sums, csr_array, csr_array]:
     x = store.read_rows(panel.hook_point, panel.rows[part]).float()
     if not x.isfinite().all():
@@ -89,8 +100,7 @@ def _measure_chunk(
             f"{store.path}: {panel.hook_point}: activations that are not finite: {name_nonfinite(store, panel.hook_point)}; "
             "harvest again with on_nonfinite: drop, or in float32; of imported arrays leave such rows out"
         )
-    codes = trained.encode(x, panel.hook_point)
-    x_hat = trained.decode(codes, panel.hook_point)
+    codes, x_hat = _apply(trained, x, panel.hook_point, chunk_rows)
     matrix = to_matrix(codes, trained.sae.d_sae)
     item = panel.item[part]
     record = panel.record[item]
@@ -104,6 +114,17 @@ def _measure_chunk(
     )
     group, n_items = item - item[0], int(item[-1] - item[0]) + 1
     return sums, max_rows(matrix, group, n_items), _mean_rows(matrix, group, n_items)
+
+
+def _apply(trained: TrainedSAE, x: Tensor, hook_point: str, chunk_rows: int) -> tuple[Codes, Tensor]:
+    """Codes of rows, all as wide as the widest chunk, and what they stand for."""
+    chunks = [trained.encode(part, hook_point) for part in x.split(chunk_rows)]
+    x_hat = torch.cat([trained.decode(one, hook_point) for one in chunks])
+    width = max(one.values.shape[1] for one in chunks)
+    indices, values = (
+        torch.cat([functional.pad(part, (0, width - part.shape[1])) for part in parts]) for parts in zip(*chunks, strict=True)
+    )
+    return Codes(indices, values), x_hat
 
 
 def _mean_rows(matrix: csr_array, group: np.ndarray, n_groups: int) -> csr_array:

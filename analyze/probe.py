@@ -88,14 +88,14 @@ def _spread(kept: Int[np.ndarray, " item"]) -> Int[np.ndarray, " item"]:
 
 def _mean_rows(store: Store, panel: Panel, wanted: Int[np.ndarray, " item"], chunk_rows: int) -> Float[np.ndarray, "item d_in"]:
     """The mean activation of each wanted item."""
-    total = np.zeros((len(panel.items), store.hook_points[panel.hook_point].width))
-    is_wanted = np.zeros(len(panel.items), dtype=bool)
-    is_wanted[wanted] = True
+    place = np.full(len(panel.items), -1)
+    place[wanted] = np.arange(len(wanted))
+    total = np.zeros((len(wanted), store.hook_points[panel.hook_point].width))
     for part in split_rows(panel, chunk_rows):
-        rows, item = panel.rows[part], panel.item[part]
-        keep = is_wanted[item]
+        rows, of_row = panel.rows[part], place[panel.item[part]]
+        keep = of_row >= 0
         if keep.any():
+            found, group = np.unique(of_row[keep], return_inverse=True)
             x = store.read_rows(panel.hook_point, rows[keep]).double().numpy()
-            first = int(item[0])
-            total[first : int(item[-1]) + 1] += sum_rows(x, item[keep] - first, int(item[-1]) - first + 1)
-    return total[wanted] / np.bincount(panel.item, minlength=len(panel.items))[wanted, None]
+            total[found] += sum_rows(x, group.astype(np.int64), len(found))
+    return total / np.bincount(panel.item, minlength=len(panel.items))[wanted, None]

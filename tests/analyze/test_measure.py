@@ -1,0 +1,42 @@
+"""The law of the pass over rows: how many are encoded at once changes no bit."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from thresher.analyze import measure as measuring
+from thresher.analyze.metrics.resample import Resample
+from thresher.analyze.panels import open_panels
+from thresher.data.store import open_store
+from thresher.data.store.ingest_pairs import IMAGE, TEXT, import_pairs
+from thresher.train.arch import build
+from thresher.train.arch.topk import TopK
+from thresher.train.checkpoint import TrainedSAE
+from thresher.train.config import TrainConfig
+from thresher.train.normalize import Normalizer
+
+ROWS, D_IN = 50, 6
+
+
+def test_chunks_change_no_bit_of_the_sums_or_the_codes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("images", "texts"):
+        np.save(tmp_path / f"{name}.npy", np.random.default_rng(len(name)).normal(size=(ROWS, D_IN)).astype(np.float32))
+    store = open_store(import_pairs(tmp_path / "images.npy", tmp_path / "texts.npy", tmp_path / "store"))
+    sae = TopK(d_sae=D_IN, k=3)
+    module = build(sae, D_IN, 0)
+    # With atoms along the axes a product of matrices rounds nothing, whatever its shape.
+    module.load_state_dict(module.state_dict() | {"dictionary": torch.eye(D_IN), "encoder": torch.eye(D_IN)})
+    config = TrainConfig(store=tmp_path / "store", hook_points=(IMAGE, TEXT), sae=sae, out=tmp_path)
+    normalizer = Normalizer(False, torch.zeros(2, D_IN), torch.ones(2))
+    trained = TrainedSAE(module, normalizer, config, store.fingerprint, store.identity, {}, 1, True)
+    panel = open_panels(store, [IMAGE, TEXT], 1.0, 0, None)["image"]
+    monkeypatch.setattr(measuring, "BLOCK", 16)
+    one, other = (measuring.measure(trained, store, panel, Resample(4, 0), n, lambda _: None) for n in (3, 8192))
+    for sums, others in ((one.reconstruction, other.reconstruction), (one.activity, other.activity)):
+        for value, expected in zip(sums, others, strict=True):
+            np.testing.assert_array_equal(value, expected)
+    np.testing.assert_array_equal(one.items.toarray(), other.items.toarray())
+    np.testing.assert_array_equal(one.codes.toarray(), other.codes.toarray())
+    assert one.codes.nnz > ROWS
