@@ -32,6 +32,9 @@ def open_inputs(config: AnalyzeConfig) -> Inputs:
     store = open_store(config.store, cache=config.cache)
     device = find_device(config.device)
     saes = {name: load_sae(folder, device) for name, folder in config.saes.items()}
+    for modality, asked in (("image", config.image), ("text", config.text)):
+        if asked is not None:
+            _check_name(store, modality, asked)
     if config.rows == "all":
         saes = {name: _place(config, name, trained) for name, trained in saes.items()}
     else:
@@ -56,6 +59,11 @@ def open_inputs(config: AnalyzeConfig) -> Inputs:
 
 
 def _check_store(config: AnalyzeConfig, store: Store, name: str, trained: TrainedSAE) -> None:
+    if trained.is_imported and not trained.store_fingerprint:
+        raise AnalysisError(
+            f"{config.saes[name]}: {name} was imported, and what it was trained on is not known: measure every row of "
+            f"{store.path} with rows=all, and say with image= and text= where it belongs"
+        )
     if not trained.is_trained_on(store.fingerprint):
         raise AnalysisError(
             f"{config.saes[name]}: {name} was trained on the store {trained.store_fingerprint[:12]} ({trained.config.store}), "
@@ -76,7 +84,7 @@ def _place(config: AnalyzeConfig, name: str, trained: TrainedSAE) -> TrainedSAE:
 def _choose(store: Store, saes: Mapping[str, TrainedSAE], modality: Modality, asked: str | None) -> str | None:
     """The hook point of a modality: the one asked for, or the only one that the dictionaries were trained on."""
     if asked is not None:
-        return _check_hook_point(store, saes, modality, asked)
+        return _check_fitted(saes, modality, asked)
     of_modality = {name for name, info in store.hook_points.items() if info.modality == modality}
     trained_on = [[name for name in trained.hook_points if name in of_modality] for trained in saes.values()]
     common = [name for name in trained_on[0] if all(name in names for names in trained_on)]
@@ -88,12 +96,15 @@ def _choose(store: Store, saes: Mapping[str, TrainedSAE], modality: Modality, as
     return common[0] if common else None
 
 
-def _check_hook_point(store: Store, saes: Mapping[str, TrainedSAE], modality: Modality, name: str) -> str:
+def _check_name(store: Store, modality: str, name: str) -> None:
     if name not in store.hook_points:
         near = difflib.get_close_matches(name, store.hook_points, n=3, cutoff=0.3) or list(store.hook_points)
         raise AnalysisError(f"{store.path}: no hook point {name!r}; nearest: {', '.join(near)}")
     if store.hook_points[name].modality != modality:
         raise AnalysisError(f"{modality}={name!r}: that hook point reads {store.hook_points[name].modality}s")
+
+
+def _check_fitted(saes: Mapping[str, TrainedSAE], modality: Modality, name: str) -> str:
     for sae, trained in saes.items():
         if name not in trained.hook_points:
             raise AnalysisError(f"{modality}={name!r}: {sae} was trained on {', '.join(trained.hook_points)}")

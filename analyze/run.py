@@ -66,7 +66,7 @@ def run(config: AnalyzeConfig) -> Path:
     Returns at once when the folder holds this very analysis. Raises StoreError, CheckpointError, AnalysisError (they do not
     belong together, nothing held out, `out` cannot be written) and ConfigError (`out` holds other things).
     """
-    refuse_foreign(config.out, [METRICS])
+    refuse_foreign(config.out, [METRICS, MANIFEST])
     inputs = open_inputs(config)
     origin = _fingerprint_inputs(config, inputs)
     if is_made_from(config.out, config, origin) and (config.out / REPORT).exists():
@@ -111,6 +111,7 @@ def _run(config: AnalyzeConfig, inputs: Inputs, origin: Mapping[str, str], words
     results["warnings"] = [warning.sentence for warning in warnings]
     for sentence in results["warnings"]:
         log(f"analyze: {sentence}")
+    _clear(config.out)
     try:
         report = write(context, results, outcomes, warnings, origin)
     except OSError as error:
@@ -126,14 +127,21 @@ def _fingerprint_inputs(config: AnalyzeConfig, inputs: Inputs) -> dict[str, str]
 
 
 def _start(out: Path) -> None:
-    """Make the folder, before any work; what stands in it is not an analysis of anything until the end."""
+    """Make the folder, before any work; what stands in it stays until there is something to replace it with."""
     try:
         out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise AnalysisError(f"{out}: cannot be made a folder ({error.strerror}); choose another `out`") from error
+
+
+def _clear(out: Path) -> None:
+    """Take an earlier analysis away; from here on the folder is no analysis of anything until the end."""
+    try:
         (out / PROVENANCE).unlink(missing_ok=True)
         for name in _read_manifest(out):
             (out / name).unlink(missing_ok=True)
     except OSError as error:
-        raise AnalysisError(f"{out}: cannot be made a folder ({error.strerror}); choose another `out`") from error
+        raise AnalysisError(f"{out}: what is in it cannot be replaced ({error.strerror}); choose another `out`") from error
 
 
 def _read_manifest(out: Path) -> list[str]:

@@ -56,7 +56,7 @@ def assess(
         raise CheckpointError(f"{folder}: trained straight from a model, without a store; harvest one and name it with --store")
     opened = open_stores(store if store is not None else trained.config.store)
     found = measure_held_out(trained, opened, hook_point)
-    is_known = trained.is_trained_on(opened.fingerprint) and "imported" not in trained.store_identity
+    is_known = trained.is_trained_on(opened.fingerprint) and not trained.is_imported
     path = folder / ASSESSMENT if out is None else out
     sides = assess_sides(trained, opened, path.parent)
     described: dict[str, Any] = {

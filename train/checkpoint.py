@@ -82,6 +82,11 @@ class TrainedSAE:
         """Width of an activation."""
         return self.sae.d_in
 
+    @property
+    def is_imported(self) -> bool:
+        """Whether it comes from another library. (Stores that were imported say `imported` of themselves too.)"""
+        return "imported" in self.store_identity and "lost" in self.store_identity
+
     @torch.no_grad()
     def encode(self, x: Float[Tensor, "row d_in"], hook_point: str, k: int | None = None) -> Codes:
         """Codes of raw activations of a hook point, computed in float32 on the dictionary's device.

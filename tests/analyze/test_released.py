@@ -1,16 +1,19 @@
 """Dictionaries from elsewhere on embeddings from elsewhere: everything an analysis needs comes from two arrays and a folder."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from thresher.analyze.config import External
 from thresher.analyze.run import AnalyzeConfig, load_results
 from thresher.analyze.run import run as analyze
 from thresher.config import validate
 from thresher.data.store import import_pairs
-from thresher.errors import AnalysisError
+from thresher.errors import AnalysisError, CheckpointError
+from thresher.train.assess import assess
 from thresher.train.checkpoint import load_sae
 from thresher.train.config import TrainConfig
 from thresher.train.exchange import export_sae, import_sae
@@ -64,14 +67,33 @@ def test_a_released_dictionary_is_measured_on_every_row_of_any_store(folder: Pat
 
 
 def test_what_rows_a_released_dictionary_saw_is_not_made_up(folder: Path) -> None:
-    with pytest.raises(AnalysisError, match="or measure every row with rows=all"):
+    with pytest.raises(AnalysisError, match=r"was imported, .* with rows=all, and say with image= and text="):
         analyze(make_config(folder, {"a": str(folder / "both")}, out=str(folder / "x")))
+    with pytest.raises(AnalysisError, match=r"no hook point 'vision.embedd'; nearest: vision\.embed"):
+        analyze(make_config(folder, {"a": str(folder / "both")}, out=str(folder / "x"), rows="all", image="vision.embedd"))
     with pytest.raises(AnalysisError, match=r"name those with image= and text="):
         analyze(make_config(folder, {"a": str(folder / "elsewhere")}, out=str(folder / "x"), rows="all"))
     assert not (folder / "x").exists()
 
 
 def test_a_dictionary_of_several_places_is_not_applied_to_others(folder: Path) -> None:
-    places = {"image": HOOK_POINTS[0], "text": "text.other"}
-    with pytest.raises(AnalysisError, match="only one of a single hook point can be applied elsewhere"):
-        analyze(make_config(folder, {"a": str(folder / "sae")}, out=str(folder / "x"), rows="all", **places))
+    with pytest.raises(CheckpointError, match="only one of a single hook point can be applied elsewhere"):
+        load_sae(folder / "sae").place_at([HOOK_POINTS[0], "text.other"])
+
+
+def test_an_analysis_that_fails_leaves_the_one_before_it_as_it_was(folder: Path) -> None:
+    places = {"image": HOOK_POINTS[0], "text": HOOK_POINTS[1], "rows": "all", "out": str(folder / "kept")}
+    analyze(make_config(folder, {"a": str(folder / "both")}, **places))
+    before = {path: path.read_bytes() for path in (folder / "kept").rglob("*") if path.is_file()}
+    config = make_config(folder, {"a": str(folder / "both")}, **places)
+    external = External(image=str(folder / "none.npy"), text=str(folder / "none.npy"))
+    broken = dataclasses.replace(config, battery=dataclasses.replace(config.battery, external=external))
+    with pytest.raises(AnalysisError, match=r"none\.npy"):
+        analyze(broken)
+    assert {path: path.read_bytes() for path in (folder / "kept").rglob("*") if path.is_file()} == before
+
+
+def test_a_dictionary_trained_on_an_imported_store_is_known_to_have_been_trained_here(folder: Path) -> None:
+    assert assess(folder / "sae", device="cpu").is_known_split
+    import_sae(folder / "released", folder / "declared", hook_point=HOOK_POINTS, store=folder / "store")
+    assert not assess(folder / "declared", device="cpu").is_known_split
