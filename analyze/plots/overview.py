@@ -111,7 +111,7 @@ def _draw_energies(axis: Axes, image: np.ndarray, text: np.ndarray, bounds: tupl
     both, (low, high) = (image > 0) & (text > 0), bounds
     if both.any():
         extent = (np.log10(low), np.log10(high), np.log10(low), np.log10(high))
-        axis.hexbin(
+        cells = axis.hexbin(
             image[both],
             text[both],
             xscale="log",
@@ -123,6 +123,8 @@ def _draw_energies(axis: Axes, image: np.ndarray, text: np.ndarray, bounds: tupl
             extent=extent,
             linewidths=0.2,
         )
+        # A lone feature is grey, not black, where no cell has more.
+        cells.set_clim(0.5, max(8.0, float(np.asarray(cells.get_array()).max())))
     # Features of one modality have no place in a double logarithmic plot but on its edges.
     of_image, of_text = image[(text == 0) & (image > 0)], text[(image == 0) & (text > 0)]
     axis.plot(of_image, np.full(len(of_image), low * 1.2), "|", color=IMAGE_COLOUR, alpha=0.5)
@@ -151,7 +153,7 @@ def plot_cumulative(curves: Mapping[str, Columns], features: Mapping[str, Column
     """Share of the energy in the features of most energy; how many features are alive, rare, of one modality."""
     rows: list[dict[str, Any]] = []
     with mpl.rc_context(PRINT):
-        figure = make_figure(PAGE, 2.3)
+        figure = make_figure(PAGE, 2.3 + 0.14 * -(-(len(curves) + 2) // 5))
         left, right = figure.subplots(1, 2, width_ratios=(1.5, 1))
         for index, (name, table) in enumerate(curves.items()):
             for side, style in (("image", "-"), ("text", "--")):
@@ -162,7 +164,8 @@ def plot_cumulative(curves: Mapping[str, Columns], features: Mapping[str, Column
         left.plot([], [], "-", color=GREY, label="on images")
         left.plot([], [], "--", color=GREY, label="on texts")
         left.set(xscale="log", xlabel="features, those of most energy first", ylabel="share of the energy", ylim=(0, 1.02))
-        left.legend(loc="lower right")
+        handles, labels = left.get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=fit_columns(labels))
         rows += _draw_statuses(right, features)
         label_panels([left, right])
     return Chart(figure, rows, "Cumulative energy of features, and how many are alive.")

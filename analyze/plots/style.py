@@ -58,9 +58,12 @@ CLASS_COLOURS: Mapping[str, str] = {
 }
 """Those of the site by day: at least 11 apart (CIEDE2000) with any colour vision, none that of a modality; greys for what says
 nothing."""
-SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#332288", "#000000")
-"""Colours of dictionaries, told apart with any colour vision; `MARKERS` tells them apart in print."""
-MARKERS = "osD^vP*X"
+SERIES = (
+    *("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#332288", "#000000"),
+    *("#999933", "#882255", "#44aa99", "#ddcc77"),
+)
+"""Colours of dictionaries, the first eight told apart with any colour vision; `MARKERS` tells all apart."""
+MARKERS = "osD^vP*X<>ph"
 
 
 class Plot(NamedTuple):
