@@ -81,6 +81,7 @@ def cut_the_network(gcs, patch, then=None):
 def test_a_lost_network_ends_cleanly_and_what_was_committed_stays(gcs, place, whole, monkeypatch):
     try:
         with monkeypatch.context() as patch:
+            patch.setenv(RETRY_SECONDS, "1")
             cut_the_network(gcs, patch)
             with pytest.raises(StoreError, match=r"cannot write the store \(gs://.*rerun the same harvest command to resume"):
                 write(place)
@@ -91,7 +92,6 @@ def test_a_lost_network_ends_cleanly_and_what_was_committed_stays(gcs, place, wh
 
 
 def test_a_network_that_comes_back_in_time_is_not_noticed(gcs, place, whole, monkeypatch):
-    monkeypatch.setenv(RETRY_SECONDS, "60")
     up = threading.Thread(target=gcs.up)
     cut_the_network(gcs, monkeypatch, up.start)
     write(place)

@@ -163,13 +163,14 @@ def test_a_lost_network_in_the_middle_of_a_shard_ends_cleanly_and_resumes(s3, pl
 
     try:
         with monkeypatch.context() as patch:
+            patch.setenv(RETRY_SECONDS, "1")
             patch.setattr(Upload, "append", append_and_cut)
             with pytest.raises(StoreError, match="rerun the same harvest command to resume") as caught:
                 write(place)
             assert "cannot write the store" in str(caught.value)
-        assert "the lock could not be released" in capsys.readouterr().err
-        with pytest.raises(NetworkError, match=place):
-            open_store(place)
+            assert "the lock could not be released" in capsys.readouterr().err
+            with pytest.raises(NetworkError, match=place):
+                open_store(place)
     finally:
         s3.up()
     assert 0 < open_store(place, incomplete="prefix").rows("vision.3") < len(expected_rows("vision.3", N_BATCHES))
@@ -179,7 +180,6 @@ def test_a_lost_network_in_the_middle_of_a_shard_ends_cleanly_and_resumes(s3, pl
 
 def test_a_network_that_comes_back_in_time_is_not_noticed(s3, place, whole, monkeypatch):
     append, n_appended = Upload.append, itertools.count()
-    monkeypatch.setenv(RETRY_SECONDS, "60")
     up = threading.Thread(target=s3.up)
 
     def append_and_cut(self, buffer):
@@ -305,6 +305,7 @@ def test_no_credentials_at_all_end_with_what_to_set(monkeypatch):
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_METADATA_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setenv(RETRY_SECONDS, "1")
     with pytest.raises(StoreError, match="no credentials were found; set AWS_ACCESS_KEY_ID"):
         open_store("s3://activations/store")
 
