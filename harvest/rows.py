@@ -66,14 +66,15 @@ def select_tokens(layout: Layout, policy: ImageRows | TextRows) -> RowIndex:
     if policy == "eot":
         if layout.summary is None:
             raise ModelError(
-                "rows 'eot': this model has no position that stands for a text; use all, last or a pooled hook point"
+                "text_rows=eot: this model has no position that stands for a text; use all, last or a pooled hook point"
             )
         item = _present(layout)
         return RowIndex(item, layout.summary[item], is_everything=False)
     mask = _mask(layout, policy)
     if policy in STRUCTURAL and not mask.any():
-        found = sorted(TokenKind(int(kind)).name for kind in layout.kind.unique())
-        raise ModelError(f"rows {policy!r}: this model has no {STRUCTURAL[policy]} in its images; it has {', '.join(found)}")
+        found = set(layout.kind.unique().tolist())
+        known = ", ".join(["all", *(policy for policy in STRUCTURAL if KINDS[policy] in found)])
+        raise ModelError(f"image_rows={policy}: this model has no {STRUCTURAL[policy]} in its images; use one of {known}")
     item, position = mask.nonzero(as_tuple=True)
     return RowIndex(item, position, is_everything=len(item) == mask.numel())
 

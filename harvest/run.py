@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from PIL import Image
 
@@ -145,6 +145,8 @@ def _open_source(config: HarvestConfig, given: Source | None) -> Source:
         return open_source(config.source)
     if not isinstance(config.source, InMemory):
         raise ConfigError(f"source: records are given, but source.kind is {config.source.kind!r}; say in-memory")
+    if not isinstance(cast(object, given), Source):
+        raise SourceError(f"source: {type(given).__name__}, expected a Source; wrap what you hold: MemorySource(examples)")
     return given
 
 
@@ -224,6 +226,7 @@ def _fill(writer: StoreWriter, work: Work, team: Team) -> str:
     # At its end a process takes batches that the next one takes too: they count once.
     stop = min(starts[team.rank + 1 :], default=prepare.n_batches)
     counts: Counter[str] = Counter()
+    problem = ""
     n_left = sum(min(config.batch_size, prepare.n_records - batch * config.batch_size) for batch in batches)
     made = work.reader.read(_watch(writer, prepare_ahead(prepare, batches, config.workers)))
     with progress(f"harvest{team.label}", n_left, "records") as advance, closing(made):
@@ -231,9 +234,29 @@ def _fill(writer: StoreWriter, work: Work, team: Team) -> str:
             writer.write(batch)
             counts += _count(batch) if batch.index < stop else Counter()
             advance(min(config.batch_size, prepare.n_records - batch.index * config.batch_size))
+            problem = problem or _find_problem(batch)
+        total = sum(team.gather(counts), Counter[str]())
+        if not first:
+            _check_rows(work, total, problem)
         writer.finish()
-    total = sum(team.gather(counts), Counter[str]())
     return _describe(total) + (" since it was resumed" if first else "")
+
+
+def _find_problem(batch: Batch) -> str:
+    """What is told of the first item that is not all right; empty when there is none."""
+    return next((item.status for items in batch.items.values() for item in items if item.status != "ok"), "")
+
+
+def _check_rows(work: Work, total: Mapping[str, int], problem: str) -> None:
+    """Raise SourceError when nothing at all would be stored; tell where nothing is."""
+    empty = [space for space in work.spaces if not total[f"rows of {space}"]]
+    if len(empty) == len(work.spaces):
+        raise SourceError(
+            f"{work.config.out}: no item gives a row ({problem or 'there are no such items'}); the store was not finished; "
+            "mend the source, delete the store, and harvest again"
+        )
+    for space in empty:
+        log(f"harvest: {work.config.out}: no rows in {space}" + (f" ({problem})" if problem else ""))
 
 
 def _watch(writer: StoreWriter, batches: Generator[Prepared, None, None]) -> Generator[Prepared, None, None]:
@@ -252,7 +275,8 @@ def _count(batch: Batch) -> Counter[str]:
         for item in items:
             status, n_rows = split_status(item.status)
             counts[f"{status} rows"] += n_rows
-    for rows in batch.rows.values():
+    for space, rows in batch.rows.items():
+        counts[f"rows of {space}"] += len(rows.item)
         counts["rows"] += sum(len(values) for values in rows.activations.values())
         counts["bytes"] += sum(values.nbytes for values in rows.activations.values())
     return counts

@@ -98,6 +98,9 @@ def test_an_unknown_kind_lists_the_known_ones(tmp_path: Path) -> None:
         ("", "sae: required field is missing"),
         ("- a\n", "expected a mapping"),
         ("sae: [\n", "not valid YAML"),
+        ("sae: {kind: pursuit}\nout: a\nout: b\n", "'out' is there twice"),
+        ("sae: pursuit\n", "sae: expected a group of fields"),
+        ("sae: {kind: pursuit}\npoints: a\n", "points: expected a list"),
     ],
 )
 def test_a_broken_file_says_what_is_wrong(tmp_path: Path, text: str, expected: str) -> None:
@@ -107,6 +110,12 @@ def test_a_broken_file_says_what_is_wrong(tmp_path: Path, text: str, expected: s
 @pytest.mark.parametrize("override", ["sae", "=3", "sae.=3", "sae.kind.deep=3", "points.7=a"])
 def test_a_malformed_override_is_refused(tmp_path: Path, override: str) -> None:
     assert "override" in message(tmp_path, "sae: {kind: pursuit}\npoints: [a]\n", override)
+
+
+def test_a_path_may_begin_with_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/somebody")
+    made = load_config(Job, write(tmp_path, "sae: {kind: pursuit}\nout: ~/runs\npoints: [a~/b]\n"))
+    assert (made.out, made.points) == (Path("/home/somebody/runs"), ("a~/b",))
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

@@ -47,11 +47,16 @@ def make_name(name: str) -> str:
 
 
 def split_cell(cell: Any, separator: str | None, empty: EmptyCaptions = "drop") -> Iterator[str]:
-    """The captions in one cell: a string, a list of strings, or nothing (None); blanks are left out, or kept as empty."""
+    """The captions in one cell: a string, a list of strings, or nothing (None); blanks are left out, or kept as empty.
+
+    Raises ValueError for what is no text (numbers count as texts).
+    """
     texts = cell if isinstance(cell, list) else [cell]
     for text in cast(list[Any], texts):
         if text is None:
             continue
+        if not isinstance(text, (str, int, float)):
+            raise ValueError(f"expected a text or a list of texts, found {type(text).__name__}: {str(text)[:60]}")
         parts = str(text).split(separator) if separator else [str(text)]
         yield from (part.strip() for part in parts if part.strip() or empty == "keep")
 

@@ -1,5 +1,6 @@
 """Datasets of the Hugging Face library: from the hub, streamed, saved to disk, or local Parquet, JSON, CSV, image folders."""
 
+import re
 import sys
 import threading
 from collections import Counter
@@ -15,7 +16,7 @@ from thresher.data.records import Concept, EncodedRecord, Modality, Record, Sour
 from thresher.data.sources.captions import EmptyCaptions, check_separator, make_text, split_cell
 from thresher.data.sources.decoding import DecodedImage, EncodedImage, check_colour
 from thresher.errors import ConfigError, SourceError
-from thresher.hub import local_copy
+from thresher.hub import find_copy, local_copy
 from thresher.runs import fingerprint
 
 BUILDERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv", ".arrow": "arrow"}
@@ -125,8 +126,12 @@ class _Dataset:
         label = self._labels[name]
         if label is not None and hasattr(label, "int2str"):
             cell = None if cell is None else label.int2str(cell)
-        for text in split_cell(cell, self._settings.separator, self._settings.empty_captions):
-            yield make_text(text, f"{key}, {name}", "unreadable")
+        try:
+            for text in split_cell(cell, self._settings.separator, self._settings.empty_captions):
+                yield make_text(text, f"{key}, {name}", "unreadable")
+        except ValueError as error:
+            dataset = self._settings.dataset
+            raise SourceError(f"{dataset}: row {key}, column {name!r}: {error}; name another by caption_columns") from error
 
 
 class HuggingFaceSource(_Dataset):
@@ -221,10 +226,10 @@ def _load(settings: HuggingFaceDataset) -> Any:
     import datasets
     from datasets.exceptions import DatasetsError
 
-    place = local_copy(settings.dataset)
-    path = Path(place)
     options: dict[str, Any] = {"split": settings.split, "streaming": settings.streaming}
     try:
+        place = find_copy(settings.dataset)
+        path = Path(place)
         if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
             loaded = _pick_split(settings, datasets.load_from_disk(place))
             return loaded.to_iterable_dataset() if settings.streaming else loaded
@@ -234,11 +239,19 @@ def _load(settings: HuggingFaceDataset) -> Any:
             return datasets.load_dataset(BUILDERS[path.suffix], data_files=place, **options)
         return datasets.load_dataset(place, settings.name, revision=settings.revision, **options)
     except (OSError, ValueError, LookupError, RuntimeError, DatasetsError) as error:
-        raise SourceError(f"{settings.dataset}: cannot load split {settings.split!r}: {error}") from error
+        # What happens while a copy is made says no more than that it did.
+        reason = error.__cause__ if isinstance(error, DatasetsError) and error.__cause__ else error
+        raise SourceError(f"{settings.dataset}: cannot load split {settings.split!r}: {reason}") from error
 
 
 def _pick_split(settings: HuggingFaceDataset, loaded: Any) -> Any:
     if not isinstance(loaded, dict):
+        own = re.split(r"[\[+]", str(loaded.split or settings.split))[0]
+        if "[" in settings.split or settings.split not in ("train", own):
+            saved = (
+                f"{settings.dataset}: split {settings.split!r}: saved was {loaded.split or 'one dataset'}, which has no other"
+            )
+            raise SourceError(f"{saved} and no slices; leave split out, and use `limit` to take less")
         return loaded
     if settings.split not in loaded:
         raise SourceError(f"{settings.dataset}: no split {settings.split!r}; it has {', '.join(loaded)}")
@@ -277,8 +290,10 @@ def _select(settings: HuggingFaceDataset, loaded: Any) -> Any:
 def _read_keys(settings: HuggingFaceDataset, rows: Any) -> list[str] | None:
     if settings.key_column is None:
         return None
-    keys = [str(key) for key in rows[settings.key_column]]
-    repeated = [key for key, n in Counter(keys).items() if n > 1]
+    found: list[Any] = list(rows[settings.key_column])
+    repeated = [key for key, n in Counter(found).items() if n > 1 and key is not None]
     if repeated:
-        raise SourceError(f"{settings.dataset}: key {repeated[0]!r} occurs more than once in {settings.key_column!r}")
-    return keys
+        raise SourceError(f"{settings.dataset}: key {str(repeated[0])!r} occurs more than once in {settings.key_column!r}")
+    if None in found:
+        raise SourceError(f"{settings.dataset}: row {found.index(None)} has no key in {settings.key_column!r}; choose another")
+    return [str(key) for key in found]

@@ -140,8 +140,8 @@ def _group(settings: ImageCaptions, table: Path, rows: Sequence[TableRow]) -> li
         image = row.cells.get(settings.image_column)
         if not isinstance(image, str) or not image:
             column = settings.image_column
-            raise SourceError(f"{table}: {row.place}: column {column!r} holds {image!r}; expected the path of an image")
-        captions = tuple(_read_captions(settings, row))
+            raise SourceError(f"{table.parent}/{row.place}: column {column!r} holds {image!r}; expected the path of an image")
+        captions = tuple(_read_captions(settings, table, row))
         if image in entries:
             entries[image] = entries[image]._replace(captions=entries[image].captions + captions)
             continue
@@ -153,10 +153,15 @@ def _group(settings: ImageCaptions, table: Path, rows: Sequence[TableRow]) -> li
     return list(entries.values())
 
 
-def _read_captions(settings: ImageCaptions, row: TableRow) -> Iterator[Text]:
+def _read_captions(settings: ImageCaptions, table: Path, row: TableRow) -> Iterator[Text]:
     for name in settings.caption_columns:
-        for caption in split_cell(row.cells.get(name), settings.separator, settings.empty_captions):
-            yield make_text(caption, f"{row.place}, {name}", settings.encoding_errors)
+        try:
+            for caption in split_cell(row.cells.get(name), settings.separator, settings.empty_captions):
+                yield make_text(caption, f"{row.place}, {name}", settings.encoding_errors)
+        except ValueError as error:
+            raise SourceError(
+                f"{table.parent}/{row.place}: column {name!r}: {error}; name another by caption_columns"
+            ) from error
 
 
 def _describe(text: Text) -> str | list[str]:

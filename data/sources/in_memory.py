@@ -32,6 +32,11 @@ class MemorySource:
         self._concepts = tuple(concepts)
         if not self._records:
             raise SourceError("no examples given; the source is empty")
+        for number, record in enumerate(self._records):
+            if isinstance(record.image, Image.Image) and not all(record.image.size):
+                raise SourceError(
+                    f"example {number}: an image of {record.image.width} x {record.image.height} pixels; leave it out"
+                )
         keys = [record.key for record in self._records]
         if len(set(keys)) < len(keys):
             repeated = next(key for key in keys if keys.count(key) > 1)
@@ -83,8 +88,10 @@ def _make_record(number: int, example: Any) -> Record:
         case (Image.Image() as image, [*captions]) if all(isinstance(caption, str) for caption in captions):
             return Record(f"{number:09d}", flatten_image(image, "white"), texts=tuple(Text(caption) for caption in captions))
         case _:
+            held = f" of {', '.join(type(part).__name__ for part in example)}" if isinstance(example, tuple) else ""
             raise SourceError(
-                f"example {number} is {type(example).__name__}; expected a Record, a PIL image, a text, or (image, captions)"
+                f"example {number} is {type(example).__name__}{held}; expected a Record, a PIL image (PIL.Image.open), a text, "
+                "or (image, captions), captions being texts"
             )
 
 

@@ -49,5 +49,5 @@ def _expand_glob(pattern: str) -> list[Path]:
     names = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207
     found = [Path(name) for name in names if Path(name).is_file()]
     if not found:
-        raise SourceError(f"{pattern}: no file matches")
+        raise SourceError(f"{pattern}: no file matches; give paths or globs of files that are there")
     return found

@@ -12,6 +12,9 @@ from pyarrow import ArrowException
 from thresher.data.sources.captions import ESCAPES
 from thresher.errors import SourceError
 
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
+"""Of tables that can be read."""
+
 
 class TableRow(NamedTuple):
     """One row of a table."""
@@ -38,7 +41,10 @@ def read_table(path: Path) -> list[TableRow]:
                 rows = cast(list[dict[str, Any]], pq.read_table(path).to_pylist())
                 return [TableRow(f"{path.name} row {number}", row) for number, row in enumerate(rows)]
             case _:
-                raise SourceError(f"{path}: expected a table ending in .csv, .tsv, .jsonl or .parquet")
+                raise SourceError(f"{path}: expected a table ending in {', '.join(SUFFIXES)}")
+    except FileNotFoundError as error:
+        there = sorted(found.name for found in path.parent.glob("*") if found.suffix.lower() in SUFFIXES)
+        raise SourceError(f"{path}: cannot read the table: no such file; tables there: {', '.join(there) or 'none'}") from error
     except (OSError, UnicodeDecodeError, ArrowException) as error:
         raise SourceError(f"{path}: cannot read the table: {error}") from error
 
@@ -48,6 +54,8 @@ def _read_csv(path: Path, delimiter: str) -> Iterator[TableRow]:
         reader = csv.DictReader(file, delimiter=delimiter, strict=True)
         try:
             for row in reader:
+                if any(row.pop(None, ())):
+                    raise csv.Error(f"more cells than the {len(row)} columns; put a text that holds {delimiter!r} into quotes")
                 yield TableRow(f"{path.name}:{reader.line_num}", row)
         except csv.Error as error:
             raise SourceError(f"{path}:{reader.line_num}: cannot read the table: {error}") from error

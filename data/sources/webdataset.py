@@ -206,10 +206,11 @@ class WebDatasetSource:
                 if len(content) < found[extension].size:
                     raise ValueError(_describe_cut(content, found[extension]))
                 cell = _parse(shown).get(field) if field else shown
+                captions = list(split_cell(cell, settings.separator, settings.empty_captions))
             except ValueError as error:
                 yield Text(make_text(shown, place, "replace").text, unreadable=f"{place}: {error}")
                 continue
-            for caption in split_cell(cell, settings.separator, settings.empty_captions):
+            for caption in captions:
                 yield make_text(caption, place, settings.encoding_errors)
 
     def _read_damage(self, sample: _Sample) -> EncodedRecord:

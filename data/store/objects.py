@@ -162,7 +162,8 @@ class Objects:
             reason = "the server refuses these credentials" if is_refused else "no credentials were found"
             reason = text.splitlines()[0].partition("credential error: ")[2] if is_broken else reason
             return StoreError(f"{name}: {reason}; {CREDENTIALS[self._scheme]}")
-        return NetworkError(f"{name}: {text.splitlines()[0][:300] if text else type(error).__name__}")
+        reason = text.splitlines()[0][:300] if text else type(error).__name__
+        return NetworkError(f"{name}: {reason}; see to the network and the address of the server ({ENDPOINTS[self._scheme]})")
 
 
 def _retry_seconds() -> float:

@@ -12,8 +12,16 @@ from thresher.errors import ConfigError, ModelError
 from thresher.harvest.adapters.base import Inputs, Precision
 from thresher.harvest.adapters.sublayers import tap_blocks
 from thresher.harvest.adapters.taps import Tap, Tower, tap_field, tap_output
-from thresher.harvest.adapters.weights import NO_HUB, fingerprint_weights, plain_log, to_plain, torch_dtype
-from thresher.hub import local_copy
+from thresher.harvest.adapters.weights import (
+    LOAD_ERRORS,
+    NO_HUB,
+    find_model,
+    fingerprint_weights,
+    plain_log,
+    shorten_reason,
+    to_plain,
+    torch_dtype,
+)
 from thresher.ranks import count_local_ranks
 
 PREPROCESSING = ("size", "crop_size", "image_mean", "image_std", "resample", "rescale_factor", "patch_size", "max_num_patches")
@@ -87,12 +95,14 @@ def _load(settings: HubModel, auto: str, **options: Any) -> Any:
     # Takes seconds, and the configurations of these families are needed without it.
     import transformers
 
-    place: Any = local_copy(settings.name)
+    place: Any = find_model(settings.name)
     revision = {"revision": settings.revision} if settings.revision else {}
     try:
         return getattr(transformers, auto).from_pretrained(place, **revision, **options)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise ModelError(f"transformers cannot load {settings.name!r} as {auto}: {error}; {NO_HUB}") from error
+    except LOAD_ERRORS as error:
+        is_other = "Unrecognized configuration class" in str(error)
+        advice = "name the family it is of by model.kind (docs/models.md)" if is_other else NO_HUB
+        raise ModelError(f"transformers cannot load {settings.name!r} as {auto}: {shorten_reason(error)}; {advice}") from error
 
 
 def identify(kind: str, settings: HubModel, model: Any, **more: Any) -> Mapping[str, Any]:

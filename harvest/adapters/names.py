@@ -59,7 +59,7 @@ def split_heads(name: str) -> tuple[str, Heads | None]:
     counts = {key: int(value) for key, value in found.groupdict().items() if value is not None}
     n_heads, index = counts.get("all", counts.get("of")), counts.get("one")
     if n_heads == 0 or (index is not None and n_heads is not None and index >= n_heads):
-        raise ModelError(f"hook point {name}: there is no such part; heads count from 0, in /head=5/12 from 0 to 11")
+        raise ModelError(f"hook point {name}: there is no such part; of n heads, name /head=0/n to /head=n-1/n")
     return base, Heads(n_heads, index)
 
 

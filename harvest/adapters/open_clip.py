@@ -30,8 +30,15 @@ from thresher.harvest.adapters.open_clip_towers import (
 from thresher.harvest.adapters.taps import Tower
 from thresher.harvest.adapters.tokens import Encoded
 from thresher.harvest.adapters.transforms import PatchTransform
-from thresher.harvest.adapters.weights import NO_HUB, fingerprint_weights, to_plain, torch_dtype
-from thresher.hub import local_copy
+from thresher.harvest.adapters.weights import (
+    LOAD_ERRORS,
+    NO_HUB,
+    find_model,
+    fingerprint_weights,
+    shorten_reason,
+    to_plain,
+    torch_dtype,
+)
 
 SCENES = "scenes"
 RANDOM = "random"
@@ -146,7 +153,7 @@ def _locate(settings: OpenClipModel) -> tuple[str, str | None]:
 
 
 def _hub_or_local(name: str) -> str:
-    copy = local_copy(name)
+    copy = find_model(name)
     return f"{HUB}{name}" if copy == name else f"{LOCAL}{copy}"
 
 
@@ -159,8 +166,9 @@ def _load(name: str, weights: str | None) -> tuple[Any, Callable[[Image.Image], 
         model, _, transform = open_clip.create_model_and_transforms(name, weights, require_pretrained=not is_random)
         evaluate: Any = transform
         return model, evaluate, open_clip.get_tokenizer(name)
-    except (RuntimeError, OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"open_clip cannot load {name!r} with weights {weights!r}: {error}; {NO_HUB}") from error
+    except LOAD_ERRORS as error:
+        weighed = f" with weights {weights!r}" if weights else ""
+        raise ModelError(f"open_clip cannot load {name!r}{weighed}: {shorten_reason(error)}; {NO_HUB}") from error
 
 
 def _measure(tokenizer: Any, texts: Sequence[str], ids: Tensor) -> tuple[Tensor, Tensor]:

@@ -70,6 +70,8 @@ def tap_element(module: nn.Module, side: Literal["in", "out"], keys: tuple[Key, 
         return (0 if isinstance(first, int) else 1, first, *rest)
 
     def read(payload: Any, inputs: Inputs) -> Any:
+        if side == "in":
+            _check_argument(payload, keys[0])
         for key in find(payload):
             payload = _get(payload, key)
         return payload
@@ -78,6 +80,17 @@ def tap_element(module: nn.Module, side: Literal["in", "out"], keys: tuple[Key, 
         return _replace(payload, find(payload), activation)
 
     return Tap(module, read, write, side)
+
+
+def _check_argument(passed: Any, key: Key) -> None:
+    """Raise ModelError that says how the arguments are to be called."""
+    args, named = passed
+    if key in named if isinstance(key, str) else key < len(args):
+        return
+    known = [f"[{place}]" for place in range(len(args))] + [f"[{name}]" for name in named]
+    raise ModelError(
+        f"there is no argument [{key}] in what passes the module; it is called with {', '.join(known) or 'nothing'}"
+    )
 
 
 def tap_position(tap: Tap, find: Callable[[Inputs], Tensor]) -> Tap:

@@ -16,8 +16,15 @@ from thresher.harvest.adapters.sublayers import tap_blocks
 from thresher.harvest.adapters.taps import Tap, Tower, tap_input, tap_output
 from thresher.harvest.adapters.timm_towers import describe_patches, find_norm
 from thresher.harvest.adapters.transforms import PatchTransform
-from thresher.harvest.adapters.weights import NO_HUB, fingerprint_weights, to_plain, torch_dtype
-from thresher.hub import local_copy
+from thresher.harvest.adapters.weights import (
+    LOAD_ERRORS,
+    NO_HUB,
+    find_model,
+    fingerprint_weights,
+    shorten_reason,
+    to_plain,
+    torch_dtype,
+)
 
 RANDOM = "random"
 HUB = "hf-hub:"
@@ -94,7 +101,7 @@ def _load(settings: TimmModel) -> Any:
 
     name, is_pretrained = settings.name, settings.weights is None
     if name.startswith(HUB):
-        copy = local_copy(name.removeprefix(HUB))
+        copy = find_model(name.removeprefix(HUB))
         name = name if copy == name.removeprefix(HUB) else f"{LOCAL}{copy}"
     elif not name.startswith(LOCAL) and name.partition(".")[0] not in timm.list_models():
         near = difflib.get_close_matches(name, timm.list_models(), n=3)
@@ -104,5 +111,5 @@ def _load(settings: TimmModel) -> Any:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
             return timm.create_model(name, num_classes=0, pretrained=is_pretrained, checkpoint_path=path or "")
-    except (RuntimeError, OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"timm cannot load {settings.name!r}: {error}; {NO_HUB}") from error
+    except LOAD_ERRORS as error:
+        raise ModelError(f"timm cannot load {settings.name!r}: {shorten_reason(error)}; {NO_HUB}") from error

@@ -5,17 +5,35 @@ import json
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
+from thresher.errors import ModelError
 from thresher.harvest.adapters.base import Precision
-from thresher.hub import MIRROR
+from thresher.hub import MIRROR, find_copy
 from thresher.runs import canonical_json
 
+LOAD_ERRORS = (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError, EOFError, SafetensorError, UnpicklingError)
+"""What libraries raise for models that are not there, damaged, or of another kind."""
 NO_HUB = f"without a hub, give a folder or set {MIRROR} to one with copies"
 """What to do when a model cannot be downloaded."""
+
+
+def find_model(name: str) -> str:
+    """Where a model is: a folder, or its hub id. Raises ModelError for a path where nothing is."""
+    try:
+        return find_copy(name)
+    except FileNotFoundError as error:
+        raise ModelError(str(error)) from error
+
+
+def shorten_reason(error: BaseException) -> str:
+    """What a library says of a model it cannot load, without its list of all the classes that it knows."""
+    return str(error).partition("\nModel type should be one of")[0].strip()[:600] or type(error).__name__
 
 
 @contextmanager

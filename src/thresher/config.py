@@ -22,6 +22,12 @@ from thresher.errors import ConfigError
 
 T = TypeVar("T")
 
+SAID_PLAINLY = {
+    "Input should be a valid tuple": "expected a list: [a, b]",
+    "Input should be a valid dictionary or object to extract fields from": "expected a group of fields (`name: value`)",
+}
+"""What pydantic says -> the same in words of YAML."""
+
 
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(dataclasses.field,))
 def config(cls: type[T]) -> type[T]:
@@ -68,17 +74,27 @@ def override_values(values: Mapping[str, Any], overrides: Sequence[str]) -> dict
 def parse_yaml(text: str, where: str) -> dict[str, Any]:
     """A YAML mapping with string keys; `where` names it in errors. Raises ConfigError."""
     try:
-        values = yaml.safe_load(text)
+        values = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         raise ConfigError(f"{where}: not valid YAML: {error}") from error
-    if values is None:
-        return {}
+    values = {} if values is None else values
     if not isinstance(values, dict):
         raise ConfigError(f"{where}: expected a mapping of fields (`name: value`), found {_name_yaml(values)}")
     for key in values:
         if not isinstance(key, str):
             raise ConfigError(f"{where}: the name of a field is text, found {key!r}; put it in quotes if it is meant as one")
     return typing.cast(dict[str, Any], values)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which a name stands once in a group."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        """A mapping. Raises YAMLError for a name that is there already."""
+        names = [self.construct_object(key, deep=deep) for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        if twice := [name for place, name in enumerate(names) if name in names[:place]]:
+            raise yaml.constructor.ConstructorError(None, None, f"{twice[0]!r} is there twice", node.start_mark)
+        return super().construct_mapping(node, deep=deep)
 
 
 def _name_yaml(value: Any) -> str:
@@ -88,11 +104,20 @@ def _name_yaml(value: Any) -> str:
 def validate(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     """Build `cls` from plain values. Raises ConfigError that lists every mistake with its dotted path."""
     try:
-        return _adapt(cls).validate_python(dict(values))
+        return _adapt(cls).validate_python(_expand_home(values))
     except pydantic.ValidationError as error:
         lines = [f"{where}: {error.error_count()} mistake(s) in the configuration"]
         lines += [f"  {_explain(cls, found)}" for found in error.errors(include_url=False)]
         raise ConfigError("\n".join(lines)) from error
+
+
+def _expand_home(value: Any) -> Any:
+    """Values in which a text that begins with ~/ is a path below the home folder, as a shell would have it."""
+    if isinstance(value, Mapping):
+        return {key: _expand_home(part) for key, part in typing.cast(Mapping[str, Any], value).items()}
+    if isinstance(value, list):
+        return [_expand_home(part) for part in typing.cast(list[Any], value)]
+    return str(Path(value).expanduser()) if isinstance(value, str) and value.startswith("~/") else value
 
 
 @functools.cache
@@ -249,7 +274,7 @@ def _explain(cls: type[Any], found: Any) -> str:
     if found["type"] == "union_tag_not_found":
         return f"{path}.kind: required field is missing; it says which of the kinds this is"
     message = str(found["msg"]).removeprefix("Value error, ")
-    message = message[0].lower() + message[1:]
+    message = SAID_PLAINLY.get(message, message[0].lower() + message[1:])
     given = found.get("input")
     shown = (
         f", found {given!r}" if isinstance(given, (str, int, float, bool, type(None))) and repr(given) not in message else ""

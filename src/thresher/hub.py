@@ -14,3 +14,12 @@ def local_copy(name: str) -> str:
         return name
     candidate = Path(mirror) / name
     return str(candidate) if candidate.exists() else name
+
+
+def find_copy(name: str) -> str:
+    """`local_copy` of a name that may be a path. Raises FileNotFoundError for a path where nothing is: it can be no hub id."""
+    place = local_copy(name)
+    is_path = Path(place).is_absolute() or place.startswith(".") or place.count("/") > 1
+    if is_path and not Path(place).exists():
+        raise FileNotFoundError(f"{name}: no such file or folder; give one that is there, or a hub id (<owner>/<name>)")
+    return place

@@ -145,7 +145,7 @@ def test_transparent_pixels_take_the_background() -> None:
         ({"image_column": "picture"}, "no column 'picture'; it has image, caption, tags, split"),
         ({"where": {"split": "val"}}, "no rows with split=val; the source is empty"),
         ({"where": {"spilt": "val"}}, "no column 'spilt'"),
-        ({"table": "other.csv"}, r"other\.csv: cannot read the table"),
+        ({"table": "other.csv"}, r"other\.csv: cannot read the table: no such file; tables there: table\.csv"),
         ({"table": "0.png"}, r"expected a table ending in \.csv"),
         ({"key_column": "split"}, r"key 'train' stands for both 0\.png and 2\.png"),
     ],
@@ -334,7 +334,9 @@ def test_a_dataset_may_have_only_texts(make_dataset: Callable[[str], Path]) -> N
     [
         ("disk", {"caption_columns": ("caption",)}, "no column 'caption'; it has picture, captions, label, id"),
         ("disk", {"key_column": "label"}, "occurs more than once in 'label'"),
+        ("folder", {"key_column": "label", "split": "train[2:]"}, "row 1 has no key in 'label'"),
         ("disk", {"image_column": "id"}, "column 'id' holds no images"),
+        ("disk", {"split": "train[:2]"}, "no slices; leave split out"),
         ("dict", {"split": "test"}, "no split 'test'; it has train"),
         ("folder", {"split": "test"}, "cannot load split 'test'"),
         ("empty", {}, "cannot load split .train.: .* no data"),

@@ -106,6 +106,18 @@ def test_a_broken_table_names_its_line(pictures: Path) -> None:
         open_source(ImageCaptions(folder=pictures, table=Path("t.csv")))
 
 
+def test_a_text_that_a_comma_has_cut_is_refused_not_shortened(pictures: Path) -> None:
+    (pictures / "t.csv").write_text("image,caption\n0.png,a,\n1.png,a dog, running\n")
+    with pytest.raises(SourceError, match=r"t\.csv:3: .* more cells than the 2 columns; put a text that holds ','"):
+        open_source(ImageCaptions(folder=pictures, table=Path("t.csv")))
+
+
+def test_a_caption_that_is_no_text_is_refused_not_spelt_out(pictures: Path) -> None:
+    (pictures / "t.jsonl").write_text('{"image": "0.png", "caption": ["a", 5]}\n{"image": "1.png", "caption": {"raw": "a"}}\n')
+    with pytest.raises(SourceError, match=r"t\.jsonl:2: column 'caption': expected a text or a list of texts, found dict"):
+        open_source(ImageCaptions(folder=pictures, table=Path("t.jsonl")))
+
+
 def test_a_row_without_image_names_its_line(pictures: Path) -> None:
     (pictures / "t.csv").write_text("image,caption\n0.png,a\n,b\n")
     with pytest.raises(SourceError, match=r"t\.csv:3: column 'image' holds ''; expected the path of an image"):
@@ -212,7 +224,9 @@ def test_the_fingerprint_of_examples_follows_their_content() -> None:
     ("examples", "message"),
     [
         ([], "no examples given"),
-        (iter([3]), "example 0 is int; expected a Record, a PIL image, a text"),
+        (iter([3]), "example 0 is int; expected a Record, a PIL image"),
+        (iter(["a", (None, ["b"])]), "example 1 is tuple of NoneType, list; expected"),
+        ([Image.new("RGB", (0, 5))], "example 0: an image of 0 x 5 pixels"),
         ([Record("a"), Record("a")], "key 'a' occurs more than once"),
     ],
 )

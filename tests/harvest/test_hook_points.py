@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 
 from thresher.config import validate
 from thresher.errors import ConfigError, ModelError
-from thresher.harvest.adapters import Adapter, HFCausalLMModel, HFClipModel, OpenClipModel, open_adapter
+from thresher.harvest.adapters import Adapter, HFCausalLMModel, HFClipModel, HFVisionLanguageModel, OpenClipModel, open_adapter
 from thresher.harvest.adapters.base import Inputs, Layout, TokenKind
 from thresher.harvest.adapters.hooks import HookedModel
 from thresher.harvest.adapters.taps import Tower, tap_output
@@ -159,6 +159,27 @@ def test_missing_weights_are_an_error_not_a_random_model(tmp_path: Path, open_cl
         open_adapter(OpenClipModel(name=f"local-dir:{tmp_path}"), CPU)
 
 
+def test_damaged_weights_are_refused_and_a_path_is_no_hub_id(
+    tmp_path: Path, open_clip_folder: Path, llama_folder: Path
+) -> None:
+    for folder, weights in ((open_clip_folder, "open_clip_model.safetensors"), (llama_folder, "model.safetensors")):
+        shutil.copytree(folder, tmp_path / folder.name, symlinks=False)
+        path = tmp_path / folder.name / weights
+        path.write_bytes(path.read_bytes()[:-40])
+    for model in (
+        OpenClipModel(name=f"local-dir:{tmp_path / open_clip_folder.name}"),
+        HFCausalLMModel(name=str(tmp_path / llama_folder.name)),
+    ):
+        with pytest.raises(ModelError, match=r"cannot load .*(deserializ|incomplete|corrupt)"):
+            open_adapter(model, CPU)
+    with pytest.raises(ModelError, match=r"\./nowhere: no such file or folder; give one that is there, or a hub id"):
+        open_adapter(HFCausalLMModel(name="./nowhere"), CPU)
+    with pytest.raises(
+        ModelError, match=r"as AutoModelForImageTextToText: Unrecognized .*; name the family it is of by model\.kind"
+    ):
+        open_adapter(HFVisionLanguageModel(name=str(llama_folder)), CPU)
+
+
 def test_a_mirror_stands_for_the_hub(open_clip_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "someone").mkdir()
     (tmp_path / "someone" / "clip").symlink_to(open_clip_folder)
@@ -263,8 +284,10 @@ def test_an_element_that_is_not_there_lists_those_that_are(llama_folder: Path) -
     adapter = open_adapter(HFCausalLMModel(name=str(llama_folder)), CPU)
     with pytest.raises(ModelError, match=r"model@out\[states\]: there is no element \[states\].* with last_hidden_state"):
         adapter.resolve(["module:model@out[states]"], ["text"])
-    with pytest.raises(ModelError, match=r"self_attn@in\[x\]: there is no element \[x\].*hidden_states"):
+    with pytest.raises(ModelError, match=r"self_attn@in\[x\]: there is no argument \[x\].* with \[hidden_states\]"):
         adapter.resolve(["module:model.layers.1.self_attn@in[x]"], ["text"])
+    with pytest.raises(ModelError, match=r"layers\.1@in\[hidden_states\]: .* it is called with \[0\], \["):
+        adapter.resolve(["module:model.layers.1@in[hidden_states]"], ["text"])
 
 
 def test_heads_are_equal_parts_of_any_hook_point(adapter: Adapter) -> None:

@@ -164,7 +164,10 @@ def test_texts_of_one_length_in_one_pass_give_the_rows_of_the_source_order(llama
 
 def test_rows_that_a_model_cannot_give_are_refused_before_work(open_clip_folder: Path, tmp_path: Path) -> None:
     for changes, message in (
-        ({"image_rows": "registers"}, "rows 'registers': this model has no register token in its images; it has CLS, PATCH"),
+        (
+            {"image_rows": "registers"},
+            "image_rows=registers: this model has no register token in its images; use one of all, cls",
+        ),
         ({"text_rows": "image"}, "text_rows=image: this model reads texts without images"),
     ):
         with pytest.raises(ModelError, match=message):

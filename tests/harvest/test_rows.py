@@ -77,7 +77,7 @@ def test_the_attention_mask_decides_whether_padding_is_kept() -> None:
 
 def test_the_models_own_summary_is_kept_where_it_is() -> None:
     assert pairs_of(select_tokens(make_layout(MIXED, summary=[5, 4, 0]), "eot")) == [(0, 5), (1, 4)]
-    with pytest.raises(ModelError, match="rows 'eot': this model has no position that stands for a text"):
+    with pytest.raises(ModelError, match="text_rows=eot: this model has no position that stands for a text"):
         select_tokens(make_layout(MIXED), "eot")
 
 

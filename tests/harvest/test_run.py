@@ -284,11 +284,17 @@ def test_an_unreadable_image_stops_when_it_shall(open_clip_folder: Path, tmp_pat
         run(settings)
 
 
-def test_a_source_of_unreadable_images_makes_a_store_without_rows(open_clip_folder: Path, tmp_path: Path) -> None:
+def test_a_source_of_unreadable_images_is_told_and_alone_refused(
+    open_clip_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     source = make_images(tmp_path) | {"where": {"caption": "number 3"}}
     store = open_store(run(make_config(tmp_path / "store", open_clip_folder, source=source)))
     assert store.rows("vision.embed") == 0
     assert store.rows("text.embed") == 1
+    assert "no rows in image.items (unreadable: 3.png: No such file" in capsys.readouterr().err
+    with pytest.raises(SourceError, match=r"no item gives a row \(unreadable: 3\.png: .*the store was not finished"):
+        run(make_config(tmp_path / "other", open_clip_folder, source=source, hook_points=["vision.embed"]))
+    assert not (tmp_path / "other" / "manifest.json").exists()
 
 
 def test_truncated_texts_are_counted(open_clip_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
