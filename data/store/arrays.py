@@ -30,11 +30,15 @@ def read_arrays(path: Path) -> Mapping[str, Any]:
     """
     try:
         found = _read(path)
-    except (OSError, ValueError, EOFError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
+    except (pickle.UnpicklingError, RuntimeError) as error:
+        raise StoreError(f"{path}: no tensors that torch.save wrote, alone or in a dict; save them so, or as .npy") from error
+    except (OSError, ValueError, EOFError, SafetensorError) as error:
         raise StoreError(f"{path}: cannot be read ({error}); expected an array [item, width]") from error
     arrays = {name: array for name, array in sorted(found.items()) if array.ndim in (2, 3) and array.dtype.kind == "f"}
     if not arrays:
-        listed = "; ".join(f"{name}: {array.dtype} {list(array.shape)}" for name, array in list(found.items())[:8]) or "nothing"
+        listed = (
+            "; ".join(f"{name}: {array.dtype} {list(array.shape)}" for name, array in list(found.items())[:8]) or "no arrays"
+        )
         raise StoreError(f"{path}: {listed}; expected floating point [item, width]")
     return arrays
 
