@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from thresher.data.gather import Gatherer, allocate_rows
-from thresher.data.pool import READERS
 from thresher.data.shuffle import UNIT_BYTES
 from thresher.data.store import Store
 
@@ -66,8 +65,15 @@ class Parts:
 
     def fill(self) -> None:
         """Random rows of the pool to batches in float32."""
-        for index in range(len(self.places) // BATCH):
-            self.gatherer.fill(self.places[index * BATCH : (index + 1) * BATCH], self.batches[index % len(self.batches)])
+        self._fill(self.places)
+
+    def fill_in_order(self) -> None:
+        """Rows of the pool as they stand to batches in float32: the least that a pass through memory takes."""
+        self._fill(np.arange(len(self.places)) % len(self.pool))
+
+    def _fill(self, places: np.ndarray) -> None:
+        for index in range(len(places) // BATCH):
+            self.gatherer.fill(places[index * BATCH : (index + 1) * BATCH], self.batches[index % len(self.batches)])
 
     def copy(self) -> None:
         """As many bytes as the store has, from one half of the pool to the other, in order."""
@@ -94,19 +100,19 @@ def read_direct(files: list[Path], threads: int) -> None:
         os.close(descriptor)
 
 
-def read_units(store: Store, seed: int) -> None:
-    """What the processor does for a pool on a GPU: units in random order into small memory, by as many threads."""
+def read_units(store: Store, readers: int, seed: int) -> None:
+    """What the processor does for a pool on a GPU: units in random order into small memory, by so many threads."""
     info = store.hook_points[HOOK_POINT]
     n = 1 << (UNIT_BYTES // (info.width * 2)).bit_length() - 1
-    starts = np.random.default_rng(seed).permutation(np.arange(0, info.rows, n))
+    starts = iter(np.random.default_rng(seed).permutation(np.arange(0, info.rows, n)).tolist())
+    places = allocate_rows((readers * n, info.width), torch.bfloat16, torch.device("cpu")).split(n)
 
-    def read(starts: np.ndarray) -> None:
-        memory = allocate_rows((n, info.width), torch.bfloat16, torch.device("cpu"))
-        for start in starts.tolist():
+    def read(memory: Tensor) -> None:
+        for start in starts:
             store.read_into(HOOK_POINT, start, memory[: min(n, info.rows - start)])
 
-    with ThreadPoolExecutor(READERS) as readers:
-        list(readers.map(read, np.array_split(starts, READERS)))
+    with ThreadPoolExecutor(readers) as threads:
+        list(threads.map(read, places))
 
 
 def import_mixing_buffer() -> Callable[..., Iterator[Tensor]] | None:

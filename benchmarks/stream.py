@@ -36,7 +36,7 @@ from loaders import (
 from store import Cost, evict, make_batches, measure, read_raw, write_raw, write_store
 from torch import Tensor
 
-from thresher.data.pool import READERS
+from thresher.data.pool import DIRECT_READERS, READERS
 from thresher.data.reads import Reads
 from thresher.data.store import HookPointSpec, Store, open_store
 from thresher.data.stream import ActivationStream
@@ -100,7 +100,8 @@ def list_cached(files: list[Path], streams: Streams, rows: Rows, pool_rows: int,
         Way("copy in memory", lambda _: parts.copy()),
         Way("part: raw read into the pool", lambda _: parts.read(files)),
         Way("part: pool to float32 batches", lambda _: parts.fill()),
-        Way("reads of a stream to a GPU", lambda seed: read_units(streams.store, seed)),
+        Way("pool to float32 batches, in order", lambda _: parts.fill_in_order()),
+        Way("reads of a stream to a GPU", lambda seed: read_units(streams.store, READERS, seed)),
         Way("stream, sliding pool", lambda _: take(sliding, n)),
         Way("stream, all rows in the pool", lambda _: take(whole, n)),
         Way("np.memmap, random rows", lambda seed: gather_random_rows(rows, n, seed)),
@@ -123,7 +124,7 @@ def list_cold(files: list[Path], streams: Streams, rows: Rows, pool_rows: int) -
         Way("raw, past the cache, 1 thread", lambda _: read_direct(files, 1)),
         Way(f"raw, past the cache, {READERS} threads", lambda _: read_direct(files, READERS)),
         Way("raw, through the cache", lambda _: read_raw(files), evicts=True),
-        Way("reads of a stream to a GPU, direct", lambda seed: read_units(store, seed)),
+        Way("reads of a stream to a GPU, direct", lambda seed: read_units(store, DIRECT_READERS, seed)),
         Way("stream, sliding pool, direct", lambda _: take(past, n)),
         Way("stream, sliding pool, cached", lambda _: take(through, n), evicts=True),
         Way("np.memmap, random rows", lambda seed: gather_random_rows(rows, few, seed), few / n, evicts=True),

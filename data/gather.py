@@ -25,6 +25,8 @@ COMPILED_ELEMENTS = 1 << 24
 """From a pool of so many on, and with numba installed, rows are gathered and converted in one pass by a compiled loop that
 writes past the cache: 0.14 instead of 0.34 CPU seconds per GB of bfloat16. To compile it takes some seconds, once on a
 machine."""
+HUGE_PAGE = 2 << 20
+"""Bytes of one; of a system with larger ones, whatever it makes of a request."""
 LINE_BYTES = 64
 """Of a line of the processor's cache: where batches begin, so that they can be written past it."""
 LINE_VALUES = LINE_BYTES // 4
@@ -137,14 +139,22 @@ def allocate_rows(shape: tuple[int, int], dtype: torch.dtype, device: torch.devi
     """Memory of any values; on the host it begins with a page, as reads past the page cache want it.
 
     In huge pages where the system has them: gathering from them is 1.4 times as fast (6.6 instead of 4.7 GB/s from 0.9 GB in
-    rows of 1.5 KB, one core of an EPYC).
+    rows of 1.5 KB, one core of an EPYC), and reads past the page cache into them 2.4 times.
     """
     if device.type == "cuda":
         return torch.empty(shape, dtype=dtype, device=device)
-    memory = mmap.mmap(-1, max(1, math.prod(shape) * dtype.itemsize), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
+    n_values = math.prod(shape)
+    n_bytes = max(1, n_values * dtype.itemsize)
+    is_large = n_bytes >= HUGE_PAGE // 4 and hasattr(mmap, "MADV_HUGEPAGE")
+    # The system gives only what begins with a huge page and has all of it.
+    room = (-(-n_bytes // HUGE_PAGE) + 1) * HUGE_PAGE if is_large else n_bytes
+    memory = mmap.mmap(-1, room, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    values = np.dtype(np.int32 if dtype.itemsize == 4 else np.int16)
+    first = 0
+    if is_large:
         memory.madvise(mmap.MADV_HUGEPAGE)
-    bits = np.frombuffer(memory, np.int32 if dtype.itemsize == 4 else np.int16, math.prod(shape))
+        first = -np.frombuffer(memory, np.uint8).ctypes.data % HUGE_PAGE
+    bits = np.frombuffer(memory, values, n_values, first)
     return torch.from_numpy(bits.reshape(shape)).view(dtype)
 
 

@@ -42,8 +42,7 @@ class _Plan(NamedTuple):
 class _Stratum(NamedTuple):
     """Rows that leave the pool together, in random order."""
 
-    key: tuple[int, int]
-    """Epoch and number in it."""
+    epoch: int
     first: int
     """Where its first row stands in the epoch."""
     places: npt.NDArray[np.int64]
@@ -142,11 +141,12 @@ class ShuffledRows:
 
     def _find_stratum(self, epoch: int, offset: int) -> _Stratum:
         """The stratum that holds the row at `offset` of an epoch; what comes after it is being read."""
-        firsts = self._plan(epoch).firsts
-        key = (epoch, int(np.searchsorted(firsts, offset, side="right")) - 1)
-        if self._stratum is None or self._stratum.key != key:
-            self._stratum = _Stratum(key, int(firsts[key[1]]), self._mix(*key))
-        return self._stratum
+        now = self._stratum
+        if now is None or now.epoch != epoch or not 0 <= offset - now.first < len(now.places):
+            firsts = self._plan(epoch).firsts
+            number = int(np.searchsorted(firsts, offset, side="right")) - 1
+            now = self._stratum = _Stratum(epoch, int(firsts[number]), self._mix(epoch, number))
+        return now
 
     def _mix(self, epoch: int, number: int) -> npt.NDArray[np.int64]:
         """Where the rows of a stratum are in the pool, in random order."""
