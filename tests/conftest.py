@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import hypothesis
+import plain_checks  # noqa: F401 - before what it checks
 import pytest
 
 from thresher.data.store.objects import RETRY_SECONDS, Objects
@@ -53,8 +54,10 @@ def has_process_descriptors() -> bool:
 def pytest_configure(config: pytest.Config) -> None:
     """Start the server behind `python`, one for all workers; it imports nothing before it is asked for something.
 
-    Shells start what runs in the background with Ctrl-C ignored: tests that press it need it heard.
+    Shells start what runs in the background with Ctrl-C ignored: tests that press it need it heard. No repository is found
+    by what is tested, which would look through it with every run, and tell runs apart when somebody commits meanwhile.
     """
+    os.environ["GIT_DIR"] = os.devnull
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if hasattr(config, "workerinput") or not has_process_descriptors():

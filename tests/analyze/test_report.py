@@ -136,6 +136,7 @@ def test_a_browser_opens_the_report_without_an_error_or_a_request(scenes_report:
         "--headless",
         "--no-sandbox",
         "--disable-gpu",
+        "--disable-dev-shm-usage",
         *quiet,
         f"--user-data-dir={tmp_path / 'profile'}",
     ]

@@ -1,7 +1,6 @@
 """Laws of the engines: what died is tried again up to a limit, a mistake is not, and nothing outlives its batch."""
 
 import importlib.util
-import os
 import signal
 import subprocess
 import sys
@@ -78,8 +77,9 @@ def test_a_stopped_engine_ends_what_runs_and_starts_nothing(tmp_path: Path) -> N
     ended: list[int] = []
     runner = threading.Thread(target=lambda: ended.append(local.run(task)))
     runner.start()
+    waited = threading.Event()
     while not (tmp_path / "runs").exists():
-        os.sched_yield()
+        waited.wait(0.005)
     local.stop()
     runner.join()
     assert ended == [STOPPED]
@@ -98,5 +98,6 @@ start(Task([sys.executable, "-S", "-c", sys.argv[2]], Path(sys.argv[1])), {})
 def test_a_unit_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
     follow = f"import sys; sys.stdin.read(); open({str(tmp_path / 'ended')!r}, 'w').close()"
     subprocess.run([sys.executable, "-c", ORPHAN, str(tmp_path / "log"), follow], check=True)
+    waited = threading.Event()
     while not (tmp_path / "ended").exists():
-        os.sched_yield()
+        waited.wait(0.005)

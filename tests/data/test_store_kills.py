@@ -7,10 +7,9 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from memory import MEMORY
 
 HERE = Path(__file__).parent
-MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-"""Here fsync costs nothing; the death of a process is the same."""
 
 
 def kill(program: str, *arguments: object) -> tuple[int, int]:

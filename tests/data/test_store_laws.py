@@ -1,7 +1,6 @@
 """Laws of writing and reading, for whatever a harvest can produce."""
 
 import math
-import os
 import tempfile
 from pathlib import Path
 from typing import NamedTuple
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, example, given, settings
+from memory import MEMORY
 
 from thresher.data.store import Batch, HookPointSpec, Item, Rows, StoreWriter, moments, open_store, verify_store
 from thresher.data.store.layout import chunk_rows, plan_layout
@@ -18,7 +18,6 @@ from thresher.data.store.schema import TORCH_DTYPE
 from thresher.errors import StoreError
 from thresher.testing.store import HOOK_POINTS, IDENTITY, make_batch, tree
 
-MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 SPACES = {"image.tokens": "image", "image.items": "image", "text.tokens": "text", "text.items": "text"}
 
 

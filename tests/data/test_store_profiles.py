@@ -16,6 +16,7 @@ import tensorstore
 import torch
 import zarr
 from covering import cover
+from memory import MEMORY
 
 from thresher.data.store import (
     StoreWriter,
@@ -43,7 +44,6 @@ from thresher.testing.store import CONCEPTS, HOOK_POINTS, IDENTITY, StoreSuite, 
 N_BATCHES = 7
 NAMES = [spec.name for spec in HOOK_POINTS]
 COMPRESSED = ("compact", "archive")
-MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 
 
 @pytest.fixture(autouse=True, scope="module")

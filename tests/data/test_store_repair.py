@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from memory import MEMORY
 
 from thresher.data.store import StoreWriter, open_store, repair_store, verify_store
 from thresher.errors import StoreError
@@ -18,7 +19,6 @@ from thresher.testing.store import CONCEPTS, HOOK_POINTS, IDENTITY, make_batch, 
 N_BATCHES = 16
 DERIVED = ("manifest.json", "moments", "acts.zarr/.*zarr.json")
 """Files that follow from others."""
-MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 
 
 def open_writer(path: Path) -> StoreWriter:
