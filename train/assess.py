@@ -54,6 +54,10 @@ def assess(
     trained = load_sae(folder, find_device(device))
     if store is None and str(trained.config.store) == NOT_WRITTEN:
         raise CheckpointError(f"{folder}: trained straight from a model, without a store; harvest one and name it with --store")
+    if store is None and trained.is_imported and not trained.store_fingerprint:
+        raise CheckpointError(
+            f"{folder}: imported, what it was trained on is not known; name the store to measure with --store"
+        )
     opened = open_stores(store if store is not None else trained.config.store)
     found = measure_held_out(trained, opened, hook_point)
     is_known = trained.is_trained_on(opened.fingerprint) and not trained.is_imported
@@ -67,8 +71,10 @@ def assess(
         "seed": trained.config.seed,
         "evaluation": {name: each._asdict() for name, each in found.items()},
     } | ({"sides": sides} if sides else {})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, [canonical_json(described)])
+    try:
+        write_atomic(path, [canonical_json(described)])
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be written ({error.strerror}); say another file with --out") from error
     return Assessment(path, is_known, found, sides)
 
 

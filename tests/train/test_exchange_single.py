@@ -13,9 +13,10 @@ from typer.testing import CliRunner
 
 from thresher import load_sae
 from thresher.cli import app
-from thresher.errors import CheckpointError
+from thresher.errors import CheckpointError, ConfigError
 from thresher.hub import MIRROR
-from thresher.train.exchange import Stated, import_sae
+from thresher.train.assess import assess
+from thresher.train.exchange import Stated, export_sae, import_sae
 from thresher.train.exchange.pickles import collect_state, name_class, read_attributes, read_pickle
 from thresher.train.kernels import densify
 
@@ -195,6 +196,21 @@ def test_files_that_hold_no_dictionary_are_refused_with_what_they_hold(tmp_path:
     with pytest.raises(CheckpointError, match="no file of tensors by its ending"):
         import_sae(tmp_path / "notes.txt", out, hook_point="x")
     assert not out.exists()
+
+
+def test_what_cannot_be_written_or_is_said_twice_is_refused_by_name(tmp_path: Path) -> None:
+    path = tmp_path / f"{D_SAE}_{D_IN}_TopKReLU_{K}_RW_False_False_0.0_x.pth"
+    save_msae(path, 2.5)
+    with pytest.raises(CheckpointError, match="leave out what was said of it: kind"):
+        import_sae(path, tmp_path / "back", hook_point="x", stated=Stated("relu"))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"file/back.: cannot be written"):
+        import_sae(path, tmp_path / "file" / "back", hook_point="x")
+    import_sae(path, tmp_path / "back", hook_point="x")
+    with pytest.raises(CheckpointError, match="name the store to measure with --store"):
+        assess(tmp_path / "back")
+    with pytest.raises(CheckpointError, match="were compared by their coefficients"):
+        export_sae(load_sae(str(tmp_path / "back")), tmp_path / "out", "saelens")
 
 
 def test_the_command_imports_what_a_repository_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from thresher.runs import refuse_foreign
 from thresher.train import checkpoint
 from thresher.train.checkpoint import TrainedSAE, save_sae
 from thresher.train.exchange import dictionary_learning, overcomplete, saebench, saelens, single, sparsify
-from thresher.train.exchange.files import NOTE, Names, read_json, refuse_trained
+from thresher.train.exchange.files import NOTE, Names, read_json, refuse_trained, writing
 from thresher.train.exchange.plain import Plain, RowShape, fold, unfold
 from thresher.train.exchange.single import Stated
 
@@ -61,7 +61,8 @@ def export_sae(
     _refuse_losses(lost, f"{to} cannot express this dictionary", lossy=lossy)
     names = Names(model_name or _find_model(trained), hook_name or str(plain.origin["hook_point"]))
     refuse_foreign(out, [NOTE])
-    FORMATS[to].write(plain, out, names, lost)
+    with writing(out):
+        FORMATS[to].write(plain, out, names, lost)
     return Converted(out, lost)
 
 
@@ -102,7 +103,8 @@ def import_sae(
     fingerprint = open_store(store).fingerprint if store is not None else ""
     trained = unfold(plain, out, names, store=store or folder, fingerprint=fingerprint)
     identity = dict(trained.store_identity) | {"format": found, "lost": list(lost)}
-    save_sae(out, dataclasses.replace(trained, store_identity=identity))
+    with writing(out):
+        save_sae(out, dataclasses.replace(trained, store_identity=identity))
     return Converted(out, lost)
 
 

@@ -3,7 +3,8 @@
 import io
 import json
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -31,6 +32,15 @@ def refuse_trained(out: Path) -> None:
             f"out={str(out)!r}: holds a dictionary that was trained here; nothing was changed. Choose a new folder"
         )
     refuse_foreign(out, [CONFIG])
+
+
+@contextmanager
+def writing(out: Path) -> Generator[None, None, None]:
+    """Where a folder cannot be written, say which and what to do. Raises ConfigError."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(f"out={str(out)!r}: cannot be written ({error.strerror}); choose another folder") from error
 
 
 class Names(NamedTuple):

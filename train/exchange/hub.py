@@ -14,7 +14,7 @@ from thresher.train import checkpoint
 from thresher.train.checkpoint import MODEL, TrainedSAE, read_description
 from thresher.train.exchange import single
 from thresher.train.exchange.card import write_card
-from thresher.train.exchange.files import refuse_trained
+from thresher.train.exchange.files import refuse_trained, writing
 
 CARD = "README.md"
 FILES = (checkpoint.CONFIG, MODEL)
@@ -96,7 +96,8 @@ def pull_sae(repo: str, out: Path, *, revision: str | None = None) -> Path:
     refuse_trained(out)
     found = find_sae(repo, revision=revision)
     checkpoint.load_sae(found)
-    out.mkdir(parents=True, exist_ok=True)
-    for name in reversed(FILES):
-        (out / name).write_bytes((found / name).read_bytes())
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+        for name in reversed(FILES):
+            (out / name).write_bytes((found / name).read_bytes())
     return out

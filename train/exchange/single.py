@@ -56,17 +56,26 @@ def read(path: Path, stated: Stated) -> Reading:
     found = _open(path)
     if found.module is not None and "dictionary" in read_attributes(vars(found.module).get("_modules")):
         origin = {"format": "overcomplete", "file": path.name, "class": name_class(found.module)}
+        _refuse_stated(path, kind=stated.kind, k=stated.k, bias=stated.subtracts_bias)
         return overcomplete.read_module(found.module, path, origin)
     if {"pre_bias", "latent_bias", "encoder"} <= found.tensors.keys():
+        _refuse_stated(path, kind=stated.kind, bias=stated.subtracts_bias)
         return msae.read(found.tensors, found.settings, path, stated.k)
     if {"W_enc", "W_dec"} <= found.tensors.keys():
         return _read_saelens(found, path, stated)
     if {"encoder.weight", "decoder.weight"} <= found.tensors.keys():
         return _read_linear(found, path, stated)
+    listed = ", ".join(sorted(found.tensors)[:8]) + (", ..." if len(found.tensors) > 8 else "")
     raise CheckpointError(
         f"{path}: no encoder and decoder under a name that is known (W_enc and W_dec; encoder.weight and decoder.weight; "
-        f"encoder, pre_bias and latent_bias); it has {', '.join(sorted(found.tensors)) or 'no tensors'}. Rename and save them"
+        f"encoder, pre_bias and latent_bias); it has {listed or 'no tensors'}. Rename and save them"
     )
+
+
+def _refuse_stated(path: Path, **stated: object) -> None:
+    given = [name for name, value in stated.items() if value is not None]
+    if given:
+        raise CheckpointError(f"{path}: it says itself how it encodes; leave out what was said of it: {', '.join(given)}")
 
 
 def _open(path: Path) -> _Found:
