@@ -180,6 +180,6 @@ def _measure(store: Readable, hook_point: str, settings: NormalizeConfig, holdou
     if not math.isfinite(square):
         raise StoreError(
             f"{store.path}: {hook_point}: activations that are not finite: {name_nonfinite(store, hook_point)}; harvest again "
-            "with on_nonfinite: drop, or in float32"
+            "with on_nonfinite: drop, or in float32; of imported arrays leave such rows out"
         )
     return _Moments(n_rows, total / n_rows, square / n_rows)
