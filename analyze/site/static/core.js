@@ -163,7 +163,11 @@ const THRESHER = { views: {}, order: { sae: "", ids: [] } };
     try { history.replaceState(null, "", hash); } catch { location.replace(hash); }
   };
   // Width of a drawing that is `most` units wide where there is room: text in it keeps its size on a narrow screen.
-  THRESHER.fit = most => Math.max(280, Math.min(most, document.getElementById("main").clientWidth - 84));
+  // Cards stand in two columns from 430 pixels each, see `.two`.
+  THRESHER.fit = most => {
+    const room = document.getElementById("main").clientWidth - (innerWidth > 700 ? 44 : 24), column = room < 878 ? room : (room - 18) / 2;
+    return Math.max(280, Math.min(most, Math.round(column) - 34));
+  };
   // As much of a text as fits, by a function that measures it; an ellipsis says that there is more.
   THRESHER.cut = (text, room, measure = one => 6.4 * one.length) => {
     if (measure(text) <= room) return text;

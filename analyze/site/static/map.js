@@ -15,8 +15,10 @@
     const largest = data.features.reduce((most, feature) => Math.max(most, table.energy(feature)), 1e-12), part = feature => Math.sqrt(table.energy(feature) / largest);
     let colors = [];
     const color = () => {
+      const [low, high] = ["--low", "--high"].map(THRESHER.color);
       const byClass = Object.fromEntries(THRESHER.CLASSES.map(kind => [kind, THRESHER.classColor(kind)]));
-      const ramp = value => `hsl(${265 - 215 * value} 70% ${THRESHER.isDark() ? 40 + 30 * value : 60 - 25 * value}%)`;
+      // One hue, from pale to strong: the order of lightness is seen with any colour vision.
+      const ramp = value => `color-mix(in oklab, ${low}, ${high} ${5 * Math.round(20 * value)}%)`;
       colors = data.features.map(feature => (state.by === "class" ? byClass[table.kind(feature)] : state.by === "mu" ? table.color(feature) : ramp(part(feature))));
     };
     const scale = (width) => {
