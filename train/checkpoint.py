@@ -261,8 +261,9 @@ def check_width(trained: TrainedSAE, hook_point: str, width: int) -> None:
     """Raises CheckpointError when rows of one hook point of a store are not what the dictionary takes."""
     if trained.normalizer.widths:
         raise CheckpointError(
-            f"{hook_point}: the {trained.config.sae.kind} was fitted to {', '.join(trained.hook_points)} side by side; here "
-            "each hook point is taken on its own. `thresher sae evaluate` measures it"
+            f"{hook_point}: the {trained.config.sae.kind} was fitted to {', '.join(trained.hook_points)} side by side and has "
+            "one code for them; here each hook point is taken on its own. `thresher sae evaluate` measures it and says whose "
+            "its features are; train an autoencoder on these hook points for this"
         )
     if width != trained.d_in:
         raise CheckpointError(
