@@ -76,7 +76,7 @@
     const words = known(), groups = [...new Set(words.map(one => one.group))];
     main.append(
       h("h1", {}, "What the words mean"),
-      h("p", { class: "soft" }, "Words with a dotted line say the same when the pointer rests on them. Thresholds are those of this run, on the page of each feature."),
+      h("p", { class: "soft" }, "Words with a dotted line say the same when the pointer rests on them." + (THRESHER.isSingle ? "" : " The page of each feature has the thresholds of this run.")),
       ...groups.map(group => h("section", { class: "card" }, h("h2", {}, group), h("dl", { class: "facts words" }, words.filter(one => one.group === group).map(({ word, about }) => [h("dt", {}, group === "Classes" || group === "Statuses" ? THRESHER.chip(word) : word), h("dd", {}, about)])))),
       h("p", {}, h("a", { href: link("overview") }, "Overview")));
   };
