@@ -86,18 +86,18 @@ def list_our_steps(shape: Shape, dictionary: Tensor, x: Tensor, methods: list[Me
 
 
 def _build_ours(config: object, dictionary: Tensor) -> torch.nn.Module:
-    sae = build(config, dictionary.shape[1], 0)  # type: ignore[arg-type]
+    sae = build(config, dictionary.shape[1], 0)
     with torch.no_grad():
         sae.dictionary.copy_(dictionary)
         if hasattr(sae, "encoder"):
             sae.encoder.copy_(dictionary)
-    return sae  # type: ignore[return-value]
+    return sae
 
 
 def _make_our_step(config: object, dictionary: Tensor, x: Tensor) -> Work:
     sae = _build_ours(config, dictionary)
     optimizer = make_adam(sae, OptimizerConfig())
-    steps = fit(sae, iter(lambda: x, None), optimizer, learning_rate=lambda _: peers.LEARNING_RATE, clip=1.0)  # type: ignore[arg-type]
+    steps = fit(sae, iter(lambda: x, None), optimizer, learning_rate=lambda _: peers.LEARNING_RATE, clip=1.0)
     return lambda: next(steps)
 
 
@@ -117,7 +117,7 @@ def _make_our_pursuit(method: Method, k: int, dictionary: Tensor, x: Tensor) -> 
 
 
 def _make_our_topk(config: TopK, dictionary: Tensor, x: Tensor) -> Work:
-    return _make_encoder(_build_ours(config, dictionary).encode, x)  # type: ignore[arg-type]
+    return _make_encoder(_build_ours(config, dictionary).encode, x)
 
 
 def _make_encoder(encode: Callable[[Tensor], object], x: Tensor) -> Work:

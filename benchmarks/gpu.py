@@ -75,7 +75,7 @@ def list_encoders(shape: Sizes, x: Tensor, dictionary: Tensor, methods: list[Met
     for method in methods:
         yield Contender(f"mp, {method}", lambda method=method: _make_pursuit(method, dictionary, k, x))
     for name, config in (("topk", TopK(d_sae=d_sae, k=k)), (REFERENCE, TopK(d_sae=d_sae, k=k, selection="bf16"))):
-        yield Contender(name, lambda config=config: _make_encoder(build(config, x.shape[1], 0).to(x.device).encode, x))  # type: ignore[attr-defined]
+        yield Contender(name, lambda config=config: _make_encoder(build(config, x.shape[1], 0).to(x.device).encode, x))
 
 
 def list_peer_encoders(k: int, x: Tensor, dictionary: Tensor) -> Iterator[Contender]:
@@ -93,7 +93,7 @@ def _list_peers() -> tuple[object, ...]:
 
 
 def _make_step(config: object, x: Tensor) -> Work:
-    sae = build(config, x.shape[1], 0).to(x.device)  # type: ignore[arg-type, attr-defined]
+    sae = build(config, x.shape[1], 0).to(x.device)
     steps = fit(sae, iter(lambda: x, None), make_adam(sae, OptimizerConfig()), learning_rate=lambda _: 1e-3, clip=1.0)
     return lambda: next(steps)
 
@@ -116,12 +116,12 @@ def _make_encoder(encode: Callable[[Tensor], object], x: Tensor) -> Work:
 def _make_peer_step(peer: object, dictionary: Tensor, k: int, x: Tensor) -> Work:
     import peers
 
-    return peers.make_step(peer.make(dictionary.cpu(), k).to(x.device), peer.compute_loss, lambda: x)  # type: ignore[attr-defined]
+    return peers.make_step(peer.make(dictionary.cpu(), k).to(x.device), peer.compute_loss, lambda: x)
 
 
 def _make_peer_encoder(peer: object, dictionary: Tensor, k: int, x: Tensor) -> Work:
-    sae = peer.make(dictionary.cpu(), k).to(x.device).eval()  # type: ignore[attr-defined]
-    return _make_encoder(lambda x: peer.encode(sae, x), x)  # type: ignore[attr-defined]
+    sae = peer.make(dictionary.cpu(), k).to(x.device).eval()
+    return _make_encoder(lambda x: peer.encode(sae, x), x)
 
 
 def _allow_tf32(work: Work) -> Work:

@@ -152,7 +152,7 @@ def train(rows: Rows, asked: argparse.Namespace, size: int, sign: str, lr: float
     """Fit one dictionary and measure it."""
     d_in, generator = rows.training.shape[1], torch.Generator().manual_seed(seed)
     if size == 1:
-        sae = build(MatchingPursuit(d_sae=asked.d_sae, k=asked.k, sign=sign), d_in, seed)  # type: ignore[arg-type]
+        sae = build(MatchingPursuit(d_sae=asked.d_sae, k=asked.k, sign=sign), d_in, seed)
     else:
         sae = GroupPursuitSAE(Dictionary(d_sae=asked.d_sae), d_in, generator, size, asked.k // size)
     learner = Learner(sae, OptimizerConfig(lr=lr), asked.iterations)
@@ -171,7 +171,7 @@ def compare_searches(sae: SAE, rows: Rows, k: int, clusters: Sequence[int]) -> N
     """How much of a dictionary an exact search from coarse to fine looks at, and what an inexact one loses."""
     x = rows.normalizer.normalize(rows.held_out[:2000], 0)
     atoms = sae.dictionary.detach()
-    bias = sae.bias.detach() if isinstance(sae.bias, nn.Parameter) else 0  # type: ignore[attr-defined]
+    bias = sae.bias.detach() if isinstance(sae.bias, nn.Parameter) else 0
     exact = pursue(x - bias, atoms, k)[1].square().sum(1).mean()
     print(
         "\n| clusters | inner products of an exact search, of all | excess error looking into the nearest "

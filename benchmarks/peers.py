@@ -47,11 +47,11 @@ def _old_colour_maps() -> Iterator[None]:
     if hasattr(matplotlib.cm, "get_cmap"):
         yield
         return
-    matplotlib.cm.get_cmap = lambda name: mpl.colormaps[name]  # type: ignore[attr-defined]
+    matplotlib.cm.get_cmap = lambda name: mpl.colormaps[name]
     try:
         yield
     finally:
-        del matplotlib.cm.get_cmap  # type: ignore[attr-defined]
+        del matplotlib.cm.get_cmap
 
 
 def make_overcomplete_mp(dictionary: Tensor, k: int, **params: object) -> nn.Module:
@@ -109,7 +109,7 @@ def make_sparsify_topk(dictionary: Tensor, k: int) -> nn.Module:
 def compute_overcomplete_loss(sae: nn.Module, x: Tensor) -> Tensor:
     """Mean squared error; the third call of `get_dictionary` is for the criterion, as `train_sae` makes it."""
     _, _, x_hat = sae(x)
-    sae.get_dictionary()  # type: ignore[operator]
+    sae.get_dictionary()
     return (x - x_hat).square().mean()
 
 
@@ -118,7 +118,7 @@ def compute_saelens_loss(sae: nn.Module, x: Tensor) -> Tensor:
     step_input = import_peer("sae_lens.saes.sae").TrainStepInput(
         sae_in=x, coefficients={}, dead_neuron_mask=None, n_training_steps=0, is_logging_step=False
     )
-    return sae.training_forward_pass(step_input).loss  # type: ignore[operator]
+    return sae.training_forward_pass(step_input).loss
 
 
 def compute_sparsify_loss(sae: nn.Module, x: Tensor) -> Tensor:
@@ -128,17 +128,17 @@ def compute_sparsify_loss(sae: nn.Module, x: Tensor) -> Tensor:
 
 def encode_overcomplete(sae: nn.Module, x: Tensor) -> Tensor:
     """Dense codes."""
-    return sae.encode(x)[1]  # type: ignore[operator]
+    return sae.encode(x)[1]
 
 
 def encode_saelens(sae: nn.Module, x: Tensor) -> Tensor:
     """Dense codes."""
-    return sae.encode(x)  # type: ignore[operator]
+    return sae.encode(x)
 
 
 def encode_sparsify(sae: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     """Values and indices."""
-    found = sae.encode(x)  # type: ignore[operator]
+    found = sae.encode(x)
     return found.top_acts, found.top_indices
 
 
@@ -151,11 +151,11 @@ def make_step(
 
     def step() -> None:
         if is_sparsify:
-            sae.set_decoder_norm_to_unit_norm()  # type: ignore[operator]
+            sae.set_decoder_norm_to_unit_norm()
         optimizer.zero_grad()
         compute_loss(sae, batches()).backward()
         if is_sparsify:
-            sae.remove_gradient_parallel_to_decoder_directions()  # type: ignore[operator]
+            sae.remove_gradient_parallel_to_decoder_directions()
         else:
             clip_grad_norm_(sae.parameters(), 1.0)
         optimizer.step()

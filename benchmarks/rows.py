@@ -52,6 +52,6 @@ def train_dictionary(x: Tensor, shape: Shape, iterations: int) -> Tensor:
     sae = build(settings, shape.d_in, 0)
     generator = torch.Generator().manual_seed(0)
     batches = (x[torch.randint(len(x), (min(256, len(x)),), generator=generator)] for _ in range(iterations))
-    for _ in fit(sae, batches, make_adam(sae, OptimizerConfig()), learning_rate=lambda _: 3e-3, clip=1.0):  # type: ignore[arg-type]
+    for _ in fit(sae, batches, make_adam(sae, OptimizerConfig()), learning_rate=lambda _: 3e-3, clip=1.0):
         pass
     return sae.dictionary.detach().clone()

@@ -148,7 +148,7 @@ def stream_epoch(stream: ActivationStream, n_batches: int) -> None:
     batches = iter(stream)
     for _ in range(n_batches):
         next(batches)
-    batches.close()  # type: ignore[attr-defined]
+    batches.close()
 
 
 def evict(files: list[Path]) -> None:

@@ -86,7 +86,7 @@ class Streams:
     def close(self) -> None:
         """End their threads."""
         for stream, batches in self.opened:
-            batches.close()  # type: ignore[attr-defined]
+            batches.close()
             stream.close()
 
 
@@ -180,10 +180,10 @@ def measure_stall(streams: Streams, arguments: argparse.Namespace) -> tuple[floa
             start = time.perf_counter()
             batch = next(batches)
             waited[0] += time.perf_counter() - start
-            yield batch.x  # type: ignore[attr-defined]
+            yield batch.x
 
     sae = build(MatchingPursuit(d_sae=arguments.d_sae, k=16), arguments.width, 0)
-    steps = fit(sae, wait(), make_adam(sae, OptimizerConfig()), learning_rate=lambda _: 1e-3)  # type: ignore[arg-type]
+    steps = fit(sae, wait(), make_adam(sae, OptimizerConfig()), learning_rate=lambda _: 1e-3)
     next(steps)
     waited[0], start = 0.0, time.perf_counter()
     for _ in itertools.islice(steps, arguments.iterations):

@@ -73,8 +73,8 @@ def make_dense_step(d_in: int, d_sae: int, k: int, batches: Callable[[], Tensor]
 
 def make_step(config: object, d_in: int, batches: Callable[[], Tensor]) -> Callable[[], None]:
     """One iteration of the loop as training runs it."""
-    sae = build(config, d_in, 0)  # type: ignore[arg-type]
-    optimizer = make_adam(sae, OptimizerConfig())  # type: ignore[arg-type]
+    sae = build(config, d_in, 0)
+    optimizer = make_adam(sae, OptimizerConfig())
     steps = fit(sae, iter(batches, None), optimizer, learning_rate=lambda _: 1e-3, clip=1.0)
     return lambda: next(steps) and None
 

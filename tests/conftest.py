@@ -215,9 +215,9 @@ def open_launcher(
             def launch(n: int, call: str, *arguments: object) -> Launched:
                 environment = os.environ | {"OMP_NUM_THREADS": "1", "LAUNCH_FOLDER": str(folder)}
                 asked = {"n": n, "call": call, "arguments": arguments, "log": str(folder), "environment": environment}
-                server.stdin.write(json.dumps(asked) + "\n")  # type: ignore[union-attr]
-                server.stdin.flush()  # type: ignore[union-attr]
-                codes = json.loads(server.stdout.readline())  # type: ignore[union-attr]
+                server.stdin.write(json.dumps(asked) + "\n")
+                server.stdin.flush()
+                codes = json.loads(server.stdout.readline())
                 return Launched(codes, [(folder / f"{rank}.log").read_text() for rank in range(n)])
 
             yield launch

@@ -79,7 +79,7 @@ class _Store:
 
 def test_images_that_are_repeated_and_modalities_of_unequal_rows_are_said() -> None:
     panels = {"image": {"n_rows": 30, "n_items": 30, "hook_point": "vision.embed"}, "text": {"n_rows": 90, "n_items": 90}}
-    inputs = Inputs(*([_Store()] + [None] * (len(Inputs._fields) - 1)))  # pyright: ignore[reportArgumentType]
+    inputs = Inputs(*([_Store()] + [None] * (len(Inputs._fields) - 1)))
     found = list(warn_about_rows(inputs, {"held_out": {"panels": panels}}))
     assert [one.id for one in found] == ["unequal-rows", "repeated-images"]
     assert found[1].numbers == {"n": 20, "of": 30}

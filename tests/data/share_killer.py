@@ -184,7 +184,7 @@ def check_bucket(place: str) -> None:
 def finish_bucket(place: str, whole: Path) -> None:
     """Write the rest alone where there is one, and compare."""
     if open_storage(place).size("manifest.json") is None:
-        write(place)  # type: ignore[arg-type]
+        write(place)
     found, expected = ({name: content for name, content in tree(store).items() if name != ".lock"} for store in (place, whole))
     assert found == expected
 

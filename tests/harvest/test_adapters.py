@@ -49,7 +49,7 @@ class OpenClipSuite(AdapterSuite):
     text = ""
 
     @property
-    def places(self) -> Mapping[str, str]:  # type: ignore[override]
+    def places(self) -> Mapping[str, str]:
         text = block_places("text", f"{self.text}transformer.resblocks.{{i}}", *OPEN_CLIP)
         starts = {"text.start": f"{self.text}transformer.resblocks.0@in", "text.final": f"{self.text}ln_final@out"}
         return OPEN_CLIP_VISION | text | starts
@@ -143,7 +143,7 @@ class TestCoCa(OpenClipSuite):
     text = "text."
 
     @property
-    def places(self) -> Mapping[str, str]:  # type: ignore[override]
+    def places(self) -> Mapping[str, str]:
         return {name: place for name, place in super().places.items() if not name.endswith(".final")}
 
     @pytest.fixture(autouse=True, scope="class")
@@ -187,7 +187,7 @@ class TimmTowerSuite(AdapterSuite):
 
     def find_own_outputs(self, model: Any, inputs: Inputs) -> Mapping[str, Tensor]:
         if inputs.modality == "text":
-            return OpenClipSuite.find_own_outputs(self, model, inputs)  # type: ignore[arg-type]
+            return OpenClipSuite.find_own_outputs(self, model, inputs)
         pixels = inputs.tensors["pixels"]
         return watch(model.visual.trunk.blocks, "vision", lambda: model.encode_image(pixels)) | {
             "vision.pooled": model.visual.trunk(pixels)

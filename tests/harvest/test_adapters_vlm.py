@@ -40,7 +40,7 @@ class VisionLanguageSuite(AdapterSuite):
     """Of an image of 40 x 30 pixels."""
 
     @property
-    def places(self) -> Mapping[str, str]:  # type: ignore[override]
+    def places(self) -> Mapping[str, str]:
         block = f"{self.stream}.{{i}}"
         text = {
             "text.{i}.in": f"{block}@in",
@@ -118,7 +118,7 @@ class TestLlava(VisionLanguageSuite):
         cls.folder = make_llava(tmp_path_factory.mktemp("llava"))
 
     @property
-    def places(self) -> Mapping[str, str]:  # type: ignore[override]
+    def places(self) -> Mapping[str, str]:
         # CLIP norms only what it has pooled.
         return {name: place for name, place in super().places.items() if name != "vision.final"}
 
@@ -165,8 +165,8 @@ class TestLlavaOnevision(TestLlavaNext):
     n_image_tokens = 44
 
     @property
-    def places(self) -> Mapping[str, str]:  # type: ignore[override]
-        return VisionLanguageSuite.places.fget(self)  # type: ignore[attr-defined]
+    def places(self) -> Mapping[str, str]:
+        return VisionLanguageSuite.places.fget(self)
 
     @pytest.fixture(autouse=True, scope="class")
     @classmethod
@@ -249,7 +249,7 @@ class PatchRowSuite(VisionLanguageSuite):
     final: ClassVar[dict[str, str]] = {}
 
     @property
-    def places(self) -> Mapping[str, str]:  # type: ignore[override]
+    def places(self) -> Mapping[str, str]:
         text = {name: place for name, place in super().places.items() if name.startswith("text.")}
         block = "model.visual.blocks.{i}"
         vision = {
@@ -278,7 +278,7 @@ class PatchRowSuite(VisionLanguageSuite):
         (point,) = adapter.resolve(["vision.start"], ["image"])
         with torch.inference_mode():
             found = adapter.capture(inputs, [point])["vision.start"][0] - self.find_offset(adapter, inputs)
-            embedded = adapter.model.model.visual.patch_embed(inputs.tensors["hidden_states"])  # type: ignore[attr-defined]
+            embedded = adapter.model.model.visual.patch_embed(inputs.tensors["hidden_states"])
         by_value = dict(zip(values.tolist(), embedded, strict=False))
         levels = sorted(by_value)
         for item, colour in enumerate(colours):
@@ -323,7 +323,7 @@ class TestQwen3VL(PatchRowSuite):
 
     def find_offset(self, adapter: Adapter, inputs: Inputs) -> Tensor:
         (point,) = adapter.resolve(["vision.start"], ["image"])
-        visual: Any = adapter.model.model.visual  # type: ignore[attr-defined]
+        visual: Any = adapter.model.model.visual
         black = dict(inputs.tensors) | {"hidden_states": torch.zeros_like(inputs.tensors["hidden_states"])}
         blank = Inputs("image", black, inputs.layout, inputs.packing)
         with torch.inference_mode():
@@ -365,9 +365,7 @@ class TestIdefics3(VisionLanguageSuite):
             assert torch.equal(inputs.tensors["pixel_values"][item], cut[0, -1])
         (point,) = adapter.resolve(["vision.final"], ["image"])
         with torch.inference_mode():
-            own = adapter.model.model.get_image_features(  # type: ignore[attr-defined]
-                inputs.tensors["pixel_values"][:, None]
-            ).last_hidden_state
+            own = adapter.model.model.get_image_features(inputs.tensors["pixel_values"][:, None]).last_hidden_state
             assert torch.equal(adapter.capture(inputs, [point])["vision.final"], own)
 
     @pytest.fixture(autouse=True, scope="class")

@@ -337,7 +337,7 @@ def test_globs_do_not_cross_dots_unless_they_shall(adapter: Adapter) -> None:
 
 def test_a_forward_pass_ends_where_the_last_capture_is(adapter: Adapter) -> None:
     reached: list[str] = []
-    model: nn.Module = adapter.model  # type: ignore[attr-defined]
+    model: nn.Module = adapter.model
     for path in ("transformer.resblocks.0", "transformer.resblocks.1", "ln_final"):
         model.get_submodule(path).register_forward_hook(lambda *_, path=path: reached.append(path))
     for name, expected in (("text.0.mlp", 0), ("text.0", 1), ("text.1.in", 1), ("text.1", 2), ("text.embed", 3)):
@@ -349,10 +349,10 @@ def test_a_forward_pass_ends_where_the_last_capture_is(adapter: Adapter) -> None
 
 def test_no_hook_is_left_when_an_element_is_missing(llama_folder: Path) -> None:
     adapter = open_adapter(HFCausalLMModel(name=str(llama_folder)), CPU)
-    before = count_hooks(adapter.model)  # type: ignore[attr-defined]
+    before = count_hooks(adapter.model)
     with pytest.raises(ModelError):
         adapter.resolve(["text.*", "module:model@out[states]"], ["text"])
-    assert count_hooks(adapter.model) == before  # type: ignore[attr-defined]
+    assert count_hooks(adapter.model) == before
 
 
 class Growing(nn.Module):

@@ -245,7 +245,7 @@ def test_an_unreadable_image_stops_the_harvest_in_its_turn(open_clip_folder: Pat
     folder.mkdir()
     source = open_source(make_config(tmp_path, open_clip_folder).source)
     for number, record in enumerate(source.records()):
-        record.image.save(folder / f"{number:02}.png")  # type: ignore[union-attr]
+        record.image.save(folder / f"{number:02}.png")
     sound = (folder / "15.png").read_bytes()
     changes = {"source": {"kind": "image-captions", "folder": folder}, "hook_points": ["vision.1"], "on_unreadable": "stop"}
     (folder / "15.png").write_bytes(bytes(len(sound)))

@@ -154,7 +154,7 @@ def test_a_model_in_bfloat16_is_harvested_as_it_computes(
     settings = make_config(tmp_path / "store", open_clip_folder, **changes, batch_size=32)
     store = open_store(run(settings))
     adapter = open_adapter(settings.model, CPU)
-    assert {parameter.dtype for parameter in adapter.model.parameters()} == {torch.bfloat16}  # type: ignore[attr-defined]
+    assert {parameter.dtype for parameter in adapter.model.parameters()} == {torch.bfloat16}
     records = list(open_source(settings.source).records())
     inputs = adapter.prepare_texts([text.text for record in records for text in record.texts])
     with torch.inference_mode():

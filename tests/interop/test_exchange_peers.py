@@ -55,7 +55,7 @@ def make_trained(settings: Architecture, *, rows: str = "as_is") -> TrainedSAE:
     """A dictionary with no parameter at its start value, two hook points with a normalisation each."""
     generator = torch.Generator().manual_seed(7)
     sae = build(settings, D_IN, 3)
-    for name, value in sae.named_parameters():  # type: ignore[attr-defined]
+    for name, value in sae.named_parameters():
         if name != "dictionary":
             value.data += 0.1 * torch.randn(value.shape, generator=generator)
     if settings.kind in ("batch_topk", "matryoshka"):
@@ -65,7 +65,7 @@ def make_trained(settings: Architecture, *, rows: str = "as_is") -> TrainedSAE:
         hook_points=(IMAGE, TEXT),
         sae=settings,
         out=Path("sae"),
-        normalize=NormalizeConfig(rows=rows, center="per_hook_point"),  # type: ignore[arg-type]
+        normalize=NormalizeConfig(rows=rows, center="per_hook_point"),
     )
     mean, scale = torch.randn(2, D_IN, generator=generator), torch.tensor([0.4, 2.5])
     normalizer = Normalizer(rows == "unit", 0.1 * mean if rows == "unit" else 3 * mean, scale * (5 if rows == "unit" else 1))
@@ -96,7 +96,7 @@ def check(found: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor]) -> None
 @pytest.fixture
 def export(tmp_path: Path) -> Callable[..., Path]:
     def write(trained: TrainedSAE, to: Format, hook_point: str = IMAGE, **options: object) -> Path:
-        return export_sae(trained, tmp_path / f"{to}-{hook_point}", to, hook_point=hook_point, **options).folder  # type: ignore[arg-type]
+        return export_sae(trained, tmp_path / f"{to}-{hook_point}", to, hook_point=hook_point, **options).folder
 
     return write
 
@@ -117,10 +117,10 @@ def test_saelens_gives_our_codes_on_raw_rows(settings: Architecture, hook_point:
     trained = make_trained(settings)
     x = draw_rows(trained, hook_point)
     sae = load_saelens(export(trained, "saelens", hook_point))
-    codes = sae.encode(x)  # type: ignore[operator]
-    check((codes, sae.decode(codes)), ours(trained, x, hook_point))  # type: ignore[operator]
-    assert sae.cfg.metadata.hook_name == hook_point  # type: ignore[union-attr]
-    assert sae.cfg.metadata.model_name == "planted"  # type: ignore[union-attr]
+    codes = sae.encode(x)
+    check((codes, sae.decode(codes)), ours(trained, x, hook_point))
+    assert sae.cfg.metadata.hook_name == hook_point
+    assert sae.cfg.metadata.model_name == "planted"
 
 
 @pytest.mark.interop
@@ -132,9 +132,9 @@ def test_saelens_brings_rows_to_unit_norm_as_we_do_and_gives_their_length_back(
     trained = make_trained(settings, rows="unit")
     x = 3 * draw_rows(trained, IMAGE)
     sae = load_saelens(export(trained, "saelens"))
-    codes = sae.encode(x)  # type: ignore[operator]
+    codes = sae.encode(x)
     expected, x_hat = ours(trained, x, IMAGE)
-    check((codes / D_IN**0.5, sae.decode(codes)), (expected, x_hat * x.norm(dim=1, keepdim=True)))  # type: ignore[operator]
+    check((codes / D_IN**0.5, sae.decode(codes)), (expected, x_hat * x.norm(dim=1, keepdim=True)))
 
 
 @pytest.mark.interop
@@ -198,7 +198,7 @@ def test_overcomplete_gives_our_codes_once_the_offset_is_taken_care_of(
 def test_overcomplete_needs_no_offset_where_nothing_is_centred(export: Export, need: Need) -> None:
     need("overcomplete")
     trained = make_trained(MatchingPursuit(d_sae=D_SAE, k=5, sign="signed", bias=False))
-    trained.sae.bias.data.zero_()  # type: ignore[attr-defined, operator]
+    trained.sae.bias.data.zero_()
     trained = trained_without_centre(trained)
     x = draw_rows(trained, IMAGE)
     folder = export(trained, "overcomplete")
@@ -259,7 +259,7 @@ def draw_into(sae: torch.nn.Module, norms: float = 1.0) -> None:
     for name, value in sae.named_parameters():
         drawn = torch.randn(value.shape, generator=generator)
         value.data = drawn.abs() / 2 if name == "threshold" else drawn / (1 if drawn.ndim == 2 else 10)
-    sae.W_dec.data = norms * torch.nn.functional.normalize(sae.W_dec.data, dim=1)  # type: ignore[operator, union-attr]
+    sae.W_dec.data = norms * torch.nn.functional.normalize(sae.W_dec.data, dim=1)
 
 
 SAELENS: tuple[tuple[str, str, float, dict[str, object]], ...] = (
@@ -306,13 +306,13 @@ def test_what_sparsify_saves_gives_its_codes_and_reconstructions_here(need: Need
     need("sparsify")
     sae = peers.make_sparsify_topk(torch.zeros(D_SAE, D_IN), 5)
     draw_into(sae)
-    sae.save_to_disk(tmp_path / "theirs")  # type: ignore[operator]
+    sae.save_to_disk(tmp_path / "theirs")
     import_sae(tmp_path / "theirs", tmp_path / "back", hook_point=TEXT)
     back, x = load_sae(tmp_path / "back"), torch.randn(ROWS, D_IN, generator=torch.Generator().manual_seed(1))
     values, indices = peers.encode_sparsify(sae, x)
     codes = back.encode(x, TEXT)
     expected = torch.zeros(ROWS, D_SAE).scatter(1, indices, values.detach())
-    check((densify(codes, D_SAE), back.decode(codes, TEXT)), (expected, sae.decode(values, indices).detach()))  # type: ignore[operator]
+    check((densify(codes, D_SAE), back.decode(codes, TEXT)), (expected, sae.decode(values, indices).detach()))
 
 
 @pytest.mark.interop

@@ -32,8 +32,8 @@ def test_gradients_are_those_of_overcompletes_dense_autograd(
 
     sae = peers.make_overcomplete_mp(dictionary, 9, normalization="identity")
     theirs = x.clone().requires_grad_()
-    residual, dense = sae.encode(theirs)  # type: ignore[operator]
-    weights = sae.dictionary._weights  # type: ignore[union-attr]
+    residual, dense = sae.encode(theirs)
+    weights = sae.dictionary._weights
     expected = torch.autograd.grad(scalar(theirs, residual, dense, weights), [theirs, weights])
 
     ours, atoms = x.clone().requires_grad_(), dictionary.clone().requires_grad_()
@@ -57,12 +57,12 @@ def test_training_with_raw_gradients_gives_overcompletes_dictionary(method: Meth
     step = peers.make_step(sae, peers.compute_overcomplete_loss, lambda: next(queue))
     for _ in batches:
         step()
-    theirs = sae.get_dictionary().detach()  # type: ignore[operator]
+    theirs = sae.get_dictionary().detach()
 
     found = {}
     for gradient in ("raw", "tangent"):
         settings = MatchingPursuit(d_sae=60, k=4, sign="signed", bias=False, method=method, gradient=gradient)
-        ours = build(settings, 24, 0).double()  # type: ignore[attr-defined]
+        ours = build(settings, 24, 0).double()
         with torch.no_grad():
             ours.dictionary.copy_(dictionary)
         optimizer = torch.optim.Adam([p for p in ours.parameters() if p.requires_grad], lr=peers.LEARNING_RATE)

@@ -77,8 +77,8 @@ def make_overcomplete(name: str, **options: object) -> nn.Module:
 
 OVERCOMPLETE: dict[str, Callable[[], nn.Module]] = {
     "topk": lambda: make_overcomplete("TopKSAE", top_k=5),
-    "tied": lambda: make_overcomplete("TopKSAE", top_k=5).tied(),  # type: ignore[operator]
-    "untied": lambda: make_overcomplete("TopKSAE", top_k=5).untied(bias=True),  # type: ignore[operator]
+    "tied": lambda: make_overcomplete("TopKSAE", top_k=5).tied(),
+    "untied": lambda: make_overcomplete("TopKSAE", top_k=5).untied(bias=True),
     "batch_topk": lambda: make_overcomplete("BatchTopKSAE", top_k=5 * ROWS),
     "mp": lambda: make_overcomplete("MpSAE", k=5),
     "not_normalised": lambda: make_overcomplete("SAE", dictionary_params={"normalization": "identity"}),
@@ -102,7 +102,7 @@ def test_modules_that_overcomplete_pickles_give_their_codes(name: str, need: Nee
     torch.save(sae, tmp_path / "sae.pth")
     with torch.no_grad():
         _, codes, x_hat = sae(x)
-    norms = 1.0 if name == "mp" else sae.get_dictionary().norm(dim=1)  # type: ignore[operator]
+    norms = 1.0 if name == "mp" else sae.get_dictionary().norm(dim=1)
     check(tmp_path / "sae.pth", tmp_path / "back", x, codes, x_hat, norms)
 
 

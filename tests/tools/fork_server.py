@@ -103,7 +103,7 @@ def end(request: dict[str, Any]) -> None:
     if isinstance(code, str):
         sys.stderr.write(f"{code}\n")
         code = 1
-    threading._shutdown()  # type: ignore[attr-defined]  # waits for threads, as the interpreter does
+    threading._shutdown()  # waits for threads, as the interpreter does
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):

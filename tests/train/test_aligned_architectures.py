@@ -121,7 +121,7 @@ def test_an_atom_of_one_block_pays_what_it_pays_in_a_dictionary_of_its_own() -> 
         sae.dictionary[:, WIDTHS[0] :] = 0
         sae.constrain()
     plain = build(Relu(d_sae=D_SAE, l1=0.7), 16, 0)
-    plain.load_state_dict(sae.state_dict())  # type: ignore[attr-defined]
+    plain.load_state_dict(sae.state_dict())
     torch.testing.assert_close(sae.loss(x)[0], plain.loss(x)[0])
 
 
@@ -155,7 +155,7 @@ def test_selection_over_a_batch_counts_the_norms_of_the_blocks() -> None:
         sae.dictionary[:, WIDTHS[0] :] = 0
         sae.constrain()
     plain = build(BatchTopK(d_sae=D_SAE, k=2.0), 16, 0)
-    plain.load_state_dict(sae.state_dict())  # type: ignore[attr-defined]
+    plain.load_state_dict(sae.state_dict())
     torch.testing.assert_close(sae.loss(x)[0], plain.loss(x)[0])
 
 

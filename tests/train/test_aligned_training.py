@@ -36,7 +36,7 @@ def configure(store: Path, out: Path, sae: Architecture, **fields: object) -> Tr
         "device": "cpu",
         "tensorboard": False,
     } | fields
-    return TrainConfig(**{"store": store, "hook_points": (IMAGE, TEXT), "sae": sae, "out": out} | settings)  # type: ignore[arg-type]
+    return TrainConfig(**{"store": store, "hook_points": (IMAGE, TEXT), "sae": sae, "out": out} | settings)
 
 
 def read_rows(store: Path, side: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -55,8 +55,8 @@ def measure_r2(x: torch.Tensor, x_hat: torch.Tensor) -> float:
 def test_a_crosscoder_says_of_each_hook_point_how_well_it_is_reconstructed(make_store, tmp_path) -> None:
     config = configure(make_store(text_width=WIDTHS[1]), tmp_path / "sae", BatchTopKCrosscoder(d_sae=48, k=3.0))
     trained = load_sae(run(config))
-    assert trained.config.sae.widths == WIDTHS  # type: ignore[union-attr]
-    x = torch.cat(read_rows(config.store, "held_out"), dim=1)  # type: ignore[arg-type]
+    assert trained.config.sae.widths == WIDTHS
+    x = torch.cat(read_rows(config.store, "held_out"), dim=1)
     codes = trained.encode(x, JOINT)
     whole = trained.decode(codes, JOINT)
     assert torch.equal(trained.transcode(x, JOINT), whole)
@@ -76,7 +76,7 @@ def test_a_crosscoder_says_of_each_hook_point_how_well_it_is_reconstructed(make_
 def test_each_hook_point_is_centred_and_scaled_on_its_own(make_store, tmp_path) -> None:
     config = configure(make_store(text_width=WIDTHS[1], gap=5.0), tmp_path / "sae", Crosscoder(d_sae=16), rows=64)
     trained = load_sae(run(config))
-    x = torch.cat(read_rows(config.store, "training"), dim=1)  # type: ignore[arg-type]
+    x = torch.cat(read_rows(config.store, "training"), dim=1)
     for part in trained.normalizer.normalize(x, 0).split(WIDTHS, dim=1):
         torch.testing.assert_close(part.mean(0), torch.zeros(part.shape[1]), rtol=0, atol=1e-4)
         assert float(part.square().mean()) == pytest.approx(1, abs=1e-4)
@@ -96,14 +96,14 @@ def test_a_crosscoder_that_was_stopped_ends_as_if_it_had_not_been(make_store, tm
 
 
 def parameters(trained: TrainedSAE) -> list[torch.Tensor]:
-    return [*trained.sae.state_dict().values()]  # type: ignore[attr-defined]
+    return [*trained.sae.state_dict().values()]
 
 
 @pytest.mark.parametrize("skip", [False, True])
 def test_a_transcoder_is_measured_on_its_target(skip: bool, make_store, tmp_path) -> None:
     config = configure(make_store(text_width=WIDTHS[1]), tmp_path / "sae", Transcoder(d_sae=48, k=3, skip=skip))
     trained = load_sae(run(config))
-    given, target = read_rows(config.store, "held_out")  # type: ignore[arg-type]
+    given, target = read_rows(config.store, "held_out")
     found = measure_r2(target, trained.transcode(given, IMAGE))
     assert trained.evaluation["r2"] == pytest.approx(found, abs=1e-4)
     assert trained.evaluation["hook_points"].keys() == {TEXT}

@@ -136,7 +136,7 @@ def test_weights_of_several_centroids_sum_to_one_and_come_nearer() -> None:
     rows = plant()[0]
     sae = fit(KMeans(d_sae=20), rows)
     codes = sae.encode(rows, 4)
-    sizes = sae.size[codes.indices]  # type: ignore[attr-defined]
+    sizes = sae.size[codes.indices]
     torch.testing.assert_close((codes.values / sizes).sum(1), torch.ones(len(rows)), rtol=0, atol=1e-4)
     errors = [float((rows - sae.decode(sae.encode(rows, k))).square().sum()) for k in (1, 2, 4, 8)]
     assert errors == sorted(errors, reverse=True)

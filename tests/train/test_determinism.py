@@ -35,7 +35,7 @@ def two_threads() -> Iterator[None]:
 def test_the_same_batch_gives_the_same_gradients_bit_for_bit(config: object) -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(ROWS, D_IN, generator=generator)
-    sae = build(config, D_IN, 0)  # type: ignore[arg-type]
+    sae = build(config, D_IN, 0)
     assert isinstance(sae, nn.Module)
     sae.idle[: D_SAE // 2] = 10
     state = {name: value.clone() for name, value in sae.state_dict().items()}

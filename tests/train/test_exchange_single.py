@@ -34,7 +34,7 @@ def keep_largest(values: Tensor) -> Tensor:
 
 
 def check(source: Path, out: Path, codes: Tensor, x_hat: Tensor, norms: Tensor | float = 1.0, **options: object) -> None:
-    import_sae(source, out, hook_point="vision.embed", **options)  # type: ignore[arg-type]
+    import_sae(source, out, hook_point="vision.embed", **options)
     trained = load_sae(str(out))
     found = trained.encode(X, "vision.embed")
     torch.testing.assert_close(densify(found, D_SAE).detach(), codes * norms, rtol=1e-4, atol=2e-5)
@@ -163,7 +163,7 @@ class Malicious:
 
 def test_reading_a_pickle_runs_nothing_in_it_and_keeps_what_is_data(tmp_path: Path) -> None:
     module = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3))
-    module.top_k = 5  # type: ignore[assignment]
+    module.top_k = 5
     content = {"evil": Malicious(tmp_path / "victim"), "module": module, "number": np.float32(1.5), "set": {1}, "kind": Path}
     torch.save(content, tmp_path / "all.pt")
     found = read_pickle(tmp_path / "all.pt")

@@ -93,7 +93,7 @@ def test_a_rule_that_cannot_be_followed_is_refused_and_not_read_as_another() -> 
     # jaxtyping is on in tests and refuses these before the functions do.
     for sign in ("positive", "", None):
         with pytest.raises(ValueError, match=f"sign={sign!r}: choose one of relu, signed, abs"):
-            check_rule(Rule(2, None, sign, True), 40)  # type: ignore[arg-type]
+            check_rule(Rule(2, None, sign, True), 40)
 
 
 def pursue_every_way(

@@ -145,7 +145,7 @@ def test_k_falls_to_its_value_in_training_and_has_it_everywhere_else(config: Arc
         l0s.append(float(learner.step(rows(seed)).parts["l0"]))
         assert getattr(learner.sae, "settings") == config  # noqa: B009 - the protocol has no settings
     assert l0s[0] - 1 > l0s[5] > l0s[-1] + 1
-    assert l0s[-1] <= config.with_l0(3.0).k  # type: ignore[union-attr]
+    assert l0s[-1] <= config.with_l0(3.0).k
 
 
 def test_products_in_bfloat16_leave_parameters_and_pursuits_in_float32() -> None:

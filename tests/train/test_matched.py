@@ -41,7 +41,7 @@ def test_a_training_that_ends_off_the_wanted_l0_is_done_again_and_a_rerun_repeat
     run_matched(config, tmp_path / "mp")
     first, last = (load_sae(tmp_path / name) for name in ("relu.off-target-1", "relu"))
     off = [abs(trained.evaluation["l0"] / wanted - 1) for trained in (first, last)]
-    assert first.config.sae.l0 == wanted  # type: ignore[union-attr]
+    assert first.config.sae.l0 == wanted
     assert off[0] > matched.TOLERANCE
     assert off[1] < off[0]
     monkeypatch.setattr("thresher.train.run._train", lambda *_: pytest.fail("trains again"))

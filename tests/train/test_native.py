@@ -70,7 +70,7 @@ def test_compiled_pursuit_is_the_reference_forward_and_backward(
         for form, dtype in (("reference", torch.float64), (method, torch.float32)):
             leaves = x.to(dtype), dictionary.to(dtype)
             rule = {"residual_tol": residual_tol, "sign": sign, "reselect": reselect}
-            codes, residual = pursue(*leaves, k, **rule, method=form, check=False)  # pyright: ignore[reportArgumentType]
+            codes, residual = pursue(*leaves, k, **rule, method=form, check=False)
             scalar = (codes.values.square() * a).sum() + (residual**3 * b).sum() + (codes.values.sum(0) ** 2).sum()
             gradients = torch.autograd.grad(scalar, [x, dictionary])
             found.append((codes.indices, codes.values.float(), residual.float(), *gradients))
@@ -84,7 +84,7 @@ def test_every_pick_is_greedy_in_float64_along_the_path_taken(kind: str, sign: S
     x, dictionary = draw(kind, 96, 96, 1500)
     x[5] = 0
     for residual_tol, reselect in ((None, True), (0.3, False)):
-        codes, residual = pursue(x, dictionary, 24, residual_tol=residual_tol, sign=sign, reselect=reselect, method=method)  # pyright: ignore[reportArgumentType]
+        codes, residual = pursue(x, dictionary, 24, residual_tol=residual_tol, sign=sign, reselect=reselect, method=method)
         audit = audit_pursuit(x, dictionary, codes, residual, residual_tol=residual_tol, sign=sign, reselect=reselect)
         assert audit.gap < 1e-6
         assert max(audit.value_error, audit.residual_error, audit.stop_gap) < 1e-6
@@ -183,15 +183,15 @@ def test_gram_matrix_is_symmetric_and_written_into_memory_given(d_sae: int, dtyp
 
 @pytest.mark.parametrize("method", METHODS)
 def test_memory_of_an_older_preparation_holds_the_new_one(method: str) -> None:
-    older = prepare(draw("gauss", 1, 40, 700)[1], method)  # pyright: ignore[reportArgumentType]
+    older = prepare(draw("gauss", 1, 40, 700)[1], method)
     dictionary = draw("coherent", 1, 40, 700, seed=3)[1]
-    expected = prepare(dictionary, method)  # pyright: ignore[reportArgumentType]
-    found = prepare(dictionary, method, reuse=older)  # pyright: ignore[reportArgumentType]
+    expected = prepare(dictionary, method)
+    found = prepare(dictionary, method, reuse=older)
     assert found.gram is not None
     assert older.gram is not None
     assert found.gram.data_ptr() == older.gram.data_ptr()
     for one, other in zip(found[1:], expected[1:], strict=True):
-        assert one is other is None or torch.equal(one, other)  # pyright: ignore[reportArgumentType]
+        assert one is other is None or torch.equal(one, other)
 
 
 @pytest.mark.parametrize(("rows", "d_in", "d_sae", "k"), SHAPES)
@@ -214,7 +214,7 @@ def test_the_number_of_threads_changes_no_bit(method: str) -> None:
     for n_threads in (1, 2, 3, 5):
         torch.set_num_threads(n_threads)
         x, dictionary = (tensor.requires_grad_() for tensor in draw("coherent", 71, 200, 700))
-        codes, residual = pursue(x, dictionary, 12, method=method)  # pyright: ignore[reportArgumentType]
+        codes, residual = pursue(x, dictionary, 12, method=method)
         gradients = torch.autograd.grad(codes.values.sum() + residual.square().sum(), [x, dictionary])
         results.append((*codes, residual, *gradients))
     assert all(torch.equal(one, other) for found in results[1:] for one, other in zip(found, results[0], strict=True))
@@ -243,9 +243,9 @@ def test_no_thread_outlives_a_call_and_calls_may_overlap() -> None:
 @pytest.mark.parametrize("sign", SIGNS)
 def test_unchecked_nan_gives_nan_or_nothing_but_picks_that_exist(sign: Sign, method: str) -> None:
     x, dictionary = draw("gauss", 20, 30, 300)
-    clean = pursue(x, dictionary, 5, sign=sign, method=method)  # pyright: ignore[reportArgumentType]
+    clean = pursue(x, dictionary, 5, sign=sign, method=method)
     x[3], x[4, 7], x[5, 1] = torch.nan, torch.inf, -torch.inf
-    codes, residual = pursue(x, dictionary, 5, sign=sign, method=method, check=False)  # pyright: ignore[reportArgumentType]
+    codes, residual = pursue(x, dictionary, 5, sign=sign, method=method, check=False)
     assert ((codes.indices >= 0) & (codes.indices < 300)).all()
     assert torch.equal(residual[6:], clean[1][6:])
 
@@ -268,4 +268,4 @@ def test_loops_compile_where_no_cache_can_be_written() -> None:
     """A function without a file cannot be cached, just as one whose folders are all read-only."""
     names: dict[str, object] = {}
     exec("def double(x):\n    return 2 * x", names)
-    assert compiled(names["double"])(21) == 42  # pyright: ignore[reportArgumentType]
+    assert compiled(names["double"])(21) == 42

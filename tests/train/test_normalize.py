@@ -114,7 +114,7 @@ def test_predicting_the_mean_has_an_r2_of_zero() -> None:
     """Also for rows far from the origin, where centring by a scalar would praise it."""
     sae = build(TopK(d_sae=30, k=4), 8, 0)
     x = torch.randn(500, 8) + 50
-    sae.encode = lambda x, k=None: Codes(torch.zeros(len(x), 1, dtype=torch.int64), torch.zeros(len(x), 1))  # type: ignore[method-assign]
+    sae.encode = lambda x, k=None: Codes(torch.zeros(len(x), 1, dtype=torch.int64), torch.zeros(len(x), 1))
     found = evaluate(sae, Normalizer(False, x.mean(0, keepdim=True), torch.ones(1)), {"a": [x]})
     assert found["a"].r2 == pytest.approx(0, abs=1e-6)
     assert found["a"].dead == 1

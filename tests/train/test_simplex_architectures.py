@@ -102,7 +102,7 @@ def test_spade_codes_are_the_published_ones_at_the_sizes_of_the_atoms() -> None:
 @pytest.mark.parametrize("constraint", ["simplex", "positive"])
 def test_enough_iterations_reach_the_minimum_of_the_objective(constraint: str) -> None:
     """No feasible direction descends: the gradient at z is at least the multiplier everywhere and equals it on the support."""
-    config = DistanceWeighted(d_sae=D_SAE, l1=0.05, unrolled=4000, constraint=constraint)  # type: ignore[arg-type]
+    config = DistanceWeighted(d_sae=D_SAE, l1=0.05, unrolled=4000, constraint=constraint)
     sae, x = build(config, 16, 0), plant(5).double()
     assert isinstance(sae, DistanceWeightedSAE)
     sae.double()

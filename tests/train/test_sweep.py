@@ -273,7 +273,7 @@ def test_the_tables_hold_what_the_members_reached(make_store: MakeStore, tmp_pat
         trained = load_sae(row["folder"])
         assert trained.is_finished
         assert float(row["r2/vision.embed"]) == trained.evaluation["hook_points"]["vision.embed"]["r2"]
-        sizes = sum(tensor.nbytes for tensor in trained.sae.state_dict().values())  # type: ignore[attr-defined]
+        sizes = sum(tensor.nbytes for tensor in trained.sae.state_dict().values())
         assert int(row["parameter_bytes"]) == sizes
         assert int(row["state_bytes"]) > sizes
         assert float(row["seconds"]) > 0

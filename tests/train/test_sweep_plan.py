@@ -143,7 +143,7 @@ def test_a_whole_number_of_atoms_is_not_tried_twice() -> None:
         seen.extend(request.asked or 0.0 for request in requests)
         return [ended({8: 6.4, 9: 7.3, 10: 8.6}[round(request.asked or 0)]) for request in requests]
 
-    (tries,) = reach([Request(GROUP, 0.1, 8.0)], 9, 0.05, train)  # type: ignore[arg-type]
+    (tries,) = reach([Request(GROUP, 0.1, 8.0)], 9, 0.05, train)
     assert [round(asked) for asked in seen] == [8, 10, 9]
     assert pick_nearest(tries)[1].l0 == 8.6
 
@@ -158,7 +158,7 @@ def test_only_what_misses_is_trained_again() -> None:
         return [ended(16.0 if request.lr == 2 and attempt == 0 else 8.0) for request in requests]
 
     requests = [Request(continuous, 1, 8.0), Request(continuous, 2, 8.0), Request(free, 3, None)]
-    tries = reach(requests, 3, 0.05, train)  # type: ignore[arg-type]
+    tries = reach(requests, 3, 0.05, train)
     assert rounds == [[1, 2, 3], [2]]
     assert [len(each) for each in tries] == [1, 2, 1]
     assert tries[1][1][0].asked == pytest.approx(4.0)

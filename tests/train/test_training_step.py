@@ -46,7 +46,7 @@ def plant(n_rows: int, *, d_in: int = 16, seed: int = 0) -> Tensor:
 
 
 def make_pursuit(**fields: object) -> MatchingPursuitSAE:
-    sae = build(MatchingPursuit(d_sae=D_SAE, k=3, **fields), 16, 0)  # type: ignore[arg-type]
+    sae = build(MatchingPursuit(d_sae=D_SAE, k=3, **fields), 16, 0)
     assert isinstance(sae, MatchingPursuitSAE)
     return sae
 
@@ -329,7 +329,7 @@ def test_what_was_found_is_never_written_over_and_what_is_renewed_is(method: Met
     kept.renew(second, method)
     kept.find(second, method)
     for got, expected in zip(found, fresh, strict=True):
-        assert got is expected or torch.equal(got, expected)  # type: ignore[arg-type]
+        assert got is expected or torch.equal(got, expected)
     memory = kept.renew(first, method).gram
     again = kept.renew(second, method).gram
     assert memory is not None
