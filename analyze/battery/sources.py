@@ -151,7 +151,7 @@ def _embed_words(store: Store, judges: Judges, seed: int) -> tuple[np.ndarray, n
     place[judges.stored["image"]] = np.arange(len(judges.stored["image"]))
     mine = pairs[place[pairs[:, 0]] >= 0]
     of_images = [_find_words(text or "") for text in captions.take(pa.array(mine[:, 1])).to_pylist()]
-    counts = Counter(word for words in split for word in set(words))
+    counts = count_words(split)
     known = {word: index for index, (word, n) in enumerate(counts.most_common(MOST_WORDS)) if n > 1}
     if len(known) < 2:
         return None
@@ -161,6 +161,12 @@ def _embed_words(store: Store, judges: Judges, seed: int) -> tuple[np.ndarray, n
     image = _count_words(of_images, known) @ directions
     sums = membership(place[mine[:, 0]].astype(np.int64), len(judges.stored["image"]))
     return sums @ image, text
+
+
+def count_words(split: Sequence[Sequence[str]]) -> Counter[str]:
+    """How many texts have each word, in the order of the texts and within one by the alphabet: a set has another order in every
+    process."""
+    return Counter(word for words in split for word in sorted(set(words)))
 
 
 def _find_words(text: str) -> list[str]:

@@ -84,7 +84,8 @@ def add_bridges(
     raw = uncentred_bridge(rows.products, marginals.n, inner)
     means = marginals.image[rows.image, None], marginals.text[None, rows.text]
     centred = centred_bridge(rows.products, marginals.n, *means, inner)
-    uncentred, square = float(raw.sum()), float(np.vdot(centred, centred))
+    # Not `vdot`: its bits depend on the number of threads.
+    uncentred, square = float(raw.sum()), float(np.einsum("ij,ij->", centred, centred))
     both, at_row, at_column = np.intersect1d(rows.image, rows.text, assume_unique=True, return_indices=True)
     own = float(centred[at_row, at_column].sum()) if len(both) else 0.0
     marks = _mark(labels[:, rows.text], sums.regions.shape[-1])

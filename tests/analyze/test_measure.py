@@ -1,4 +1,4 @@
-"""The law of the pass over rows: how many are encoded at once changes no bit."""
+"""Laws of equal runs: neither how many rows are encoded at once nor how a process hashes strings changes a bit."""
 
 from pathlib import Path
 
@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from thresher.analyze import measure as measuring
+from thresher.analyze.battery.sources import count_words
 from thresher.analyze.metrics.resample import Resample
 from thresher.analyze.panels import open_panels
 from thresher.data.store import open_store
@@ -40,3 +41,28 @@ def test_chunks_change_no_bit_of_the_sums_or_the_codes(tmp_path: Path, monkeypat
     np.testing.assert_array_equal(one.items.toarray(), other.items.toarray())
     np.testing.assert_array_equal(one.codes.toarray(), other.codes.toarray())
     assert one.codes.nnz > ROWS
+
+
+class Salted(str):
+    """A string that hashes as in a process of another seed."""
+
+    salt = 1
+
+    def __hash__(self) -> int:
+        return self.salt * int.from_bytes(self.encode(), "big")
+
+
+def test_words_are_counted_in_an_order_that_no_hash_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [
+        [Salted(word) for word in text.split()]
+        for text in ("a red cube on sand", "one red ball", "the blue cube stands on a ball")
+    ]
+    sets: list[list[str]] = []
+    orders: list[list[str]] = []
+    for salt in (1, 5):
+        monkeypatch.setattr(Salted, "salt", salt)
+        sets.append(list({word: None for text in texts for word in set(text)}))
+        orders.append(list(count_words(texts)))
+    assert sets[0] != sets[1]
+    assert orders[0] == orders[1]
+    assert orders[0][:3] == ["a", "cube", "on"]
