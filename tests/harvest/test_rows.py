@@ -84,7 +84,7 @@ def test_the_models_own_summary_is_kept_where_it_is() -> None:
 @pytest.mark.parametrize("policy", ["cls", "registers", "patches"])
 def test_what_an_image_tower_lacks_is_refused_with_what_it_has(policy) -> None:
     kinds = [[kind for kind in VISION[0] if kind != {"cls": CLS, "registers": REGISTER, "patches": PATCH}[policy]]]
-    with pytest.raises(ModelError, match=f"rows '{policy}': this model has no .*; it has "):
+    with pytest.raises(ModelError, match=f"image_rows={policy}: this model has no .*; use one of all, "):
         select_tokens(make_layout(kinds), policy)
 
 
