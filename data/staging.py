@@ -28,6 +28,7 @@ class Staging:
         """`shape` of a place [row, width]."""
         rows = allocate_rows((n_places * shape[0], shape[1]), dtype, torch.device("cpu"))
         self._release = weakref.finalize(self, _unpin, rows.data_ptr())
+        self._release.atexit = False  # By then CUDA may be gone.
         if not _pin(rows):
             self._release.detach()
             rows = torch.empty_like(rows, pin_memory=True)
