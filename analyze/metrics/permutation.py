@@ -55,12 +55,20 @@ def find_levels(postings: csr_array, n_units: int) -> Levels:
 
 
 def _divide(codes: Float[np.ndarray, " code"], n_levels: int) -> Int[np.ndarray, " code"]:
-    """The level of each of some sorted codes of one sign, from 0."""
+    """The level of each of some sorted codes of one sign, from 0. A code beyond a level's share of what is left has its own."""
     if len(codes) <= n_levels:
         return np.arange(len(codes))
     weight = np.abs(codes) ** 1.5
-    share = (np.cumsum(weight) - weight / 2) / weight.sum()
-    return np.minimum((share * n_levels).astype(np.int64), n_levels - 1)
+    largest = np.sort(weight)[::-1][: n_levels - 1]
+    left = weight.sum() - np.cumsum(largest) + largest
+    n_own = int((largest * (n_levels - np.arange(len(largest))) > left).argmin())
+    is_negative = codes[0] < 0
+    inner = slice(n_own, None) if is_negative else slice(0, len(codes) - n_own)
+    rest = weight[inner]
+    share = (np.cumsum(rest) - rest / 2) / rest.sum()
+    level = np.minimum((share * (n_levels - n_own)).astype(np.int64), n_levels - n_own - 1)
+    own = np.arange(n_own)
+    return np.concatenate([own, n_own + level]) if is_negative else np.concatenate([level, n_levels - n_own + own])
 
 
 def chance_beyond(standardized: Float[np.ndarray, " edge"], image: Levels, text: Levels) -> Float[np.ndarray, " edge"]:
