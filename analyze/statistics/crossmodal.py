@@ -142,7 +142,8 @@ def _describe_bridges(sums: _Sums) -> dict[str, Any]:
     bridges = _bridges(sums)
     labels = label_regions(sums.image, sums.text)
     energy = sums.image.energy / sums.image.n_rows + sums.text.energy / sums.text.n_rows
-    share = float(energy[labels[PUBLISHED] == BOTH].sum() / energy.sum())
+    total = float(energy.sum())
+    share = float(energy[labels[PUBLISHED] == BOTH].sum()) / total if total > 0 else 0.0
     score, norms = _score(sums.image, sums.text), bridge_norms(*(part[1] for part in (bridges.rows, bridges.columns)))
     known = np.isfinite(score) & np.isfinite(norms.modality)
     agree = (score[known] > 0.5) == (norms.modality[known] > 0.5)
