@@ -60,7 +60,7 @@ def clip(data: Path, work: Path) -> Path:
 def emoji(data: Path, work: Path, clip: Path) -> Path:
     places = [f"harvest.source.folder={data / 'emoji'}", f"harvest.model.name=local-dir:{clip}", f"out={work / 'emoji'}"]
     small = [f"train.{name}.epochs=1" for name in ("mp", "relu", "topk", "batch_topk")]
-    small += [f"harvest.limit={N_EMOJI}", "harvest.order=shuffled", "analyze.n_bootstrap=20", "analyze.figures=few"]
+    small += [f"harvest.limit={N_EMOJI}", "harvest.order=shuffled", "analyze.n_bootstrap=20", "analyze.figures=none"]
     small += ["analyze.functional.draws=1"]
     return pipeline.run(pipeline.load(find_config("emoji.yaml"), [*places, *small]))
 
