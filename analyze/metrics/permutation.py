@@ -7,6 +7,8 @@ margins. So the tail of T = sum_ij N_ij a_i b_j is that of a conditional distrib
 curve through three or four right moments it knows the largest codes, so heavy tails and codes of both signs do no harm.
 """
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -77,11 +79,24 @@ def chance_beyond(standardized: Float[np.ndarray, " edge"], image: Levels, text:
     `image` and `text` hold the two features of each edge, a line each. Costs about N_LEVELS^3 multiply-adds per edge and step.
     """
     found = np.ones(len(standardized))
-    for start in range(0, len(standardized), AT_ONCE):
-        part = slice(start, start + AT_ONCE)
-        sides = [torch.from_numpy(one[part]) for side in (image, text) for one in side]
-        found[part] = _find_tail(_make_tables(*sides), torch.from_numpy(standardized[part]))
+    with _one_thread():
+        for start in range(0, len(standardized), AT_ONCE):
+            part = slice(start, start + AT_ONCE)
+            sides = [torch.from_numpy(one[part]) for side in (image, text) for one in side]
+            found[part] = _find_tail(_make_tables(*sides), torch.from_numpy(standardized[part]))
     return found
+
+
+@contextmanager
+def _one_thread() -> Generator[None, None, None]:
+    """Torch's threads wait for each other after every small operation: with two on a busy machine an edge took 3.7 ms of
+    processor time, with one 0.2."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class _Tables(NamedTuple):

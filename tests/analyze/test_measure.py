@@ -5,9 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy.sparse import csr_array
 
 from thresher.analyze import measure as measuring
 from thresher.analyze.battery.sources import count_words
+from thresher.analyze.metrics.permutation import chance_beyond, find_levels
 from thresher.analyze.metrics.resample import Resample
 from thresher.analyze.panels import open_panels
 from thresher.data.store import open_store
@@ -66,3 +68,11 @@ def test_words_are_counted_in_an_order_that_no_hash_decides(monkeypatch: pytest.
     assert sets[0] != sets[1]
     assert orders[0] == orders[1]
     assert orders[0][:3] == ["a", "cube", "on"]
+
+
+def test_the_tail_leaves_as_many_threads_as_there_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    before, asked = torch.get_num_threads(), []
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    levels = find_levels(csr_array(np.eye(2, 9)), 9)
+    chance_beyond(np.ones(2), levels, levels)
+    assert asked == [1, before]
