@@ -117,10 +117,11 @@ class _Dataset:
         if self._settings.image_column is None:
             return None
         cell: dict[str, Any] = row.get(self._settings.image_column) or {}
-        content = cell.get("bytes") or cell.get("path")
+        content: Any = cell.get("bytes") or cell.get("path")
         if not content:
             return DecodedImage(Unreadable(f"{key}: no image in column {self._settings.image_column!r}"))
-        return EncodedImage(content if isinstance(content, bytes) else Path(content), key, self._settings.background)
+        path = None if isinstance(content, bytes) else Path(content)
+        return EncodedImage(path or content, f"{key} ({path.name})" if path else key, self._settings.background)
 
     def _read_texts(self, key: str, name: str, cell: Any) -> Iterator[Text]:
         label = self._labels[name]

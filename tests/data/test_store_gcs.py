@@ -4,24 +4,22 @@ import itertools
 import threading
 
 import pytest
+from buckets import open_writer, small_parts, write
 from typer.testing import CliRunner
 
 from thresher.cli import app
-from thresher.data.store import StoreWriter, open_store, unlock_store, verify_store
+from thresher.data.store import open_store, unlock_store, verify_store
 from thresher.data.store.objects import RETRY_SECONDS, ConflictError, Objects
 from thresher.data.store.remote import Upload
 from thresher.errors import StoreError
-from thresher.testing.store import CONCEPTS, HOOK_POINTS, IDENTITY, expected_rows, make_batch, tree
+from thresher.testing.store import expected_rows, make_batch, tree
 
 N_BATCHES = 5
 
 
 @pytest.fixture(autouse=True, scope="module")
 def _small_parts(gcs):
-    """Chunks and parts of uploads so small that a shard has many of both."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("thresher.data.store.layout.CHUNK_BYTES", 256)
-        patch.setattr("thresher.data.store.objects.PART_BYTES", 1024)
+    with small_parts():
         yield
 
 
@@ -30,21 +28,10 @@ def place(gcs, request):
     return gcs.address(request.node.name)
 
 
-def open_writer(place):
-    return StoreWriter(place, IDENTITY, HOOK_POINTS, CONCEPTS, items_per_shard=16)
-
-
-def write(place):
-    with open_writer(place) as writer:
-        for index in writer.missing(N_BATCHES):
-            writer.write(make_batch(index))
-        writer.finish()
-
-
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     path = tmp_path_factory.mktemp("local") / "store"
-    write(path)
+    write(path, N_BATCHES)
     return tree(path)
 
 
@@ -55,7 +42,7 @@ def test_a_writer_that_was_declared_dead_and_is_not_can_commit_nothing(place, wh
         with pytest.raises(StoreError, match="another harvest is writing this store"):
             open_writer(place)
         assert "process" in unlock_store(place)
-        write(place)
+        write(place, N_BATCHES)
         lost.write(make_batch(4))
         lost.finish()
     assert tree(place) == whole
@@ -84,17 +71,17 @@ def test_a_lost_network_ends_cleanly_and_what_was_committed_stays(gcs, place, wh
             patch.setenv(RETRY_SECONDS, "1")
             cut_the_network(gcs, patch)
             with pytest.raises(StoreError, match=r"cannot write the store \(gs://.*rerun the same harvest command to resume"):
-                write(place)
+                write(place, N_BATCHES)
     finally:
         gcs.up()
-    write(place)
+    write(place, N_BATCHES)
     assert tree(place) == whole
 
 
 def test_a_network_that_comes_back_in_time_is_not_noticed(gcs, place, whole, monkeypatch):
     up = threading.Thread(target=gcs.up)
     cut_the_network(gcs, monkeypatch, up.start)
-    write(place)
+    write(place, N_BATCHES)
     up.join()
     assert tree(place) == whole
 

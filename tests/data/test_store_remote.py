@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import xarray
 import zarr
+from buckets import CHUNK_BYTES, PART_BYTES, open_writer, small_parts, write
 from typer.testing import CliRunner
 from zarr.storage import ObjectStore
 
 from thresher.cli import app
 from thresher.data.store import (
-    StoreWriter,
     list_stores,
     open_store,
     parse_location,
@@ -32,38 +32,22 @@ from thresher.data.store.places import open_storage
 from thresher.data.store.remote import Upload
 from thresher.data.store.storage import write_file
 from thresher.errors import ConfigError, NetworkError, StoreError
-from thresher.testing.store import CONCEPTS, HOOK_POINTS, IDENTITY, expected_rows, make_batch, tree
+from thresher.testing.store import HOOK_POINTS, expected_rows, make_batch, tree
 
 N_BATCHES = 7
-CHUNK_BYTES, PART_BYTES = 256, 1024
 
 
 @pytest.fixture(autouse=True, scope="module")
 def _small_parts(s3):
-    """Chunks and parts of uploads so small that a shard has many of both."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("thresher.data.store.layout.CHUNK_BYTES", CHUNK_BYTES)
-        patch.setattr("thresher.data.store.objects.PART_BYTES", PART_BYTES)
+    with small_parts():
         yield
-
-
-def open_writer(place):
-    return StoreWriter(place, IDENTITY, HOOK_POINTS, CONCEPTS, items_per_shard=16)
-
-
-def write(place):
-    """Write the store from where it stands to its end."""
-    with open_writer(place) as writer:
-        for index in writer.missing(N_BATCHES):
-            writer.write(make_batch(index))
-        writer.finish()
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """The files of the same store, written into a folder by a writer whom nothing stopped."""
     path = tmp_path_factory.mktemp("local") / "store"
-    write(path)
+    write(path, N_BATCHES)
     return tree(path)
 
 
@@ -88,14 +72,14 @@ def test_other_addresses_are_refused(text):
 
 
 def test_the_objects_of_a_store_are_the_files_of_the_same_store_in_a_folder(place, whole):
-    write(place)
+    write(place, N_BATCHES)
     assert tree(place) == whole
     assert verify_store(place, level="sizes") == []
     assert verify_store(place, level="checksums") == []
 
 
 def test_zarr_python_and_xarray_open_it(place):
-    write(place)
+    write(place, N_BATCHES)
     backend = Objects(place).backend
     for spec in HOOK_POINTS:
         expected = expected_rows(spec.name, N_BATCHES).float().numpy()
@@ -149,7 +133,7 @@ def test_a_killed_writer_resumes_to_the_same_objects(python, place, whole):
         assert prefix.read("vision.3", 0, rows).equal(expected_rows("vision.3", N_BATCHES)[:rows])
         seen = rows
     assert seen > 0
-    write(place)
+    write(place, N_BATCHES)
     assert tree(place) == whole
 
 
@@ -166,7 +150,7 @@ def test_a_lost_network_in_the_middle_of_a_shard_ends_cleanly_and_resumes(s3, pl
             patch.setenv(RETRY_SECONDS, "1")
             patch.setattr(Upload, "append", append_and_cut)
             with pytest.raises(StoreError, match="rerun the same harvest command to resume") as caught:
-                write(place)
+                write(place, N_BATCHES)
             assert "cannot write the store" in str(caught.value)
             assert "the lock could not be released" in capsys.readouterr().err
             with pytest.raises(NetworkError, match=place):
@@ -174,7 +158,7 @@ def test_a_lost_network_in_the_middle_of_a_shard_ends_cleanly_and_resumes(s3, pl
     finally:
         s3.up()
     assert 0 < open_store(place, incomplete="prefix").rows("vision.3") < len(expected_rows("vision.3", N_BATCHES))
-    write(place)
+    write(place, N_BATCHES)
     assert tree(place) == whole
 
 
@@ -189,13 +173,13 @@ def test_a_network_that_comes_back_in_time_is_not_noticed(s3, place, whole, monk
         append(self, buffer)
 
     monkeypatch.setattr(Upload, "append", append_and_cut)
-    write(place)
+    write(place, N_BATCHES)
     up.join()
     assert tree(place) == whole
 
 
 def test_a_flipped_byte_is_found_and_made_again(place, whole):
-    write(place)
+    write(place, N_BATCHES)
     name = next(name for name in whole if "vision.3/activations/c/1/" in name)
     content = bytearray(whole[name])
     content[len(content) // 2] ^= 1
@@ -203,7 +187,7 @@ def test_a_flipped_byte_is_found_and_made_again(place, whole):
     (finding,) = verify_store(place, level="checksums")
     assert f"{place}/{name}: crc32c" in finding
     assert not repair_store(place).is_complete
-    write(place)
+    write(place, N_BATCHES)
     assert tree(place) == whole
 
 
@@ -212,7 +196,7 @@ def test_a_writer_that_was_declared_dead_and_is_not_can_commit_nothing(place, wh
         for index in range(4):
             lost.write(make_batch(index))
         assert "process" in unlock_store(place)
-        write(place)
+        write(place, N_BATCHES)
         for index in range(4, N_BATCHES):
             lost.write(make_batch(index))
         lost.finish()
@@ -231,7 +215,7 @@ def test_a_writer_that_loses_the_store_between_its_check_and_its_commit_can_not_
 
     monkeypatch.setattr(Objects, "put", put_too_late)
     with pytest.raises(StoreError, match="another harvest has taken this store over"):
-        write(place)
+        write(place, N_BATCHES)
     with took_over[1] as writer:
         for index in writer.missing(N_BATCHES):
             writer.write(make_batch(index))
@@ -249,7 +233,7 @@ def test_claims_that_nobody_used_hinder_nobody(place, whole):
     claims = [path for path, size in Objects(place).list("commits") if size <= CLAIM_BYTES]
     assert len(claims) == 5
     assert open_store(place, incomplete="prefix").rows("vision.3") > 0
-    write(place)
+    write(place, N_BATCHES)
     assert tree(place) == whole
 
 
