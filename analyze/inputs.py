@@ -1,7 +1,7 @@
 """What an analysis reads: the store, the checkpoints, and whether they belong together."""
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from thresher.analyze.config import AnalyzeConfig
@@ -51,11 +51,18 @@ def open_inputs(config: AnalyzeConfig) -> Inputs:
             f"{store.path}: the autoencoders were trained on no hook point of this store; to apply them to others of the same "
             "width, name those with image= and text=, and set rows=all"
         )
-    for trained in saes.values():
-        for hook_point in hook_points.values():
-            check_width(trained, hook_point, store.hook_points[hook_point].width)
+    for name, trained in saes.items():
+        _check_widths(store, name, trained, hook_points.values())
     holdout, seed = (1.0, config.seed) if config.rows == "all" else next(iter(splits.values()))
     return Inputs(store, saes, hook_points, holdout, seed)
+
+
+def _check_widths(store: Store, name: str, trained: TrainedSAE, hook_points: Iterable[str]) -> None:
+    try:
+        for hook_point in hook_points:
+            check_width(trained, hook_point, store.hook_points[hook_point].width)
+    except CheckpointError as error:
+        raise CheckpointError(f"{name}: {error}") from error
 
 
 def _check_store(config: AnalyzeConfig, store: Store, name: str, trained: TrainedSAE) -> None:

@@ -166,8 +166,8 @@ def tabulate_concepts(
 def summary_table(results: Mapping[str, Any]) -> list[dict[str, str]]:
     """The headline numbers as text: one row per measure, one column per dictionary. `results` is what metrics.json holds."""
     cells = {name: _summarize(results["saes"][name]) for name in results["order"]}
-    measures = next(iter(cells.values()))
-    return [{"measure": measure} | {name: found[measure] for name, found in cells.items()} for measure in measures]
+    measures = dict.fromkeys(measure for one in cells.values() for measure in one)
+    return [{"measure": measure} | {name: found.get(measure, "-") for name, found in cells.items()} for measure in measures]
 
 
 def _summarize(found: Mapping[str, Any]) -> dict[str, str]:

@@ -25,7 +25,7 @@ def find_warnings(inputs: Inputs, results: Mapping[str, Any], config: AnalyzeCon
         *_about_comparison(results),
         *warn_about_all(results),
         *warn_about_rows(inputs, results),
-        *_about_centring(inputs),
+        *_about_centring(inputs, results),
     ]
     if len(inputs.hook_points) == 2:
         found += _about_source(inputs, results, config)
@@ -63,7 +63,7 @@ def _about_comparison(results: Mapping[str, Any]) -> Iterator[Caution]:
         yield Caution("narrow-intervals", None, text, {"records": records})
 
 
-def _about_centring(inputs: Inputs) -> Iterator[Caution]:
+def _about_centring(inputs: Inputs, results: Mapping[str, Any]) -> Iterator[Caution]:
     if len(inputs.hook_points) < 2:
         return
     centred = [name for name, trained in inputs.saes.items() if trained.config.normalize.center == "per_hook_point"]
@@ -77,6 +77,7 @@ def _about_centring(inputs: Inputs) -> Iterator[Caution]:
     if unit:
         text = f"{', '.join(unit)}: rows were brought to unit norm first; R2 and cosine are those of the unit rows."
         yield Caution("unit-rows", None, text, {"saes": unit})
+    yield from _about_fit(inputs, results)
     compositional = [name for name, trained in inputs.saes.items() if trained.config.sae.kind in COMPOSITIONAL]
     if compositional:
         text = (
@@ -84,6 +85,19 @@ def _about_centring(inputs: Inputs) -> Iterator[Caution]:
             "mu_count, not mu_energy."
         )
         yield Caution("compositional-codes", None, text, {"saes": compositional})
+
+
+def _about_fit(inputs: Inputs, results: Mapping[str, Any]) -> Iterator[Caution]:
+    for name, trained in inputs.saes.items():
+        found = results["saes"][name]["reconstruction"]
+        fits = {modality: found[modality]["r2"]["value"] for modality in inputs.hook_points if modality in found}
+        worse = {modality: value for modality, value in fits.items() if value is not None and value < 0}
+        if worse:
+            shown = ", ".join(f"{modality}s {value:.2f}" for modality, value in worse.items())
+            text = f"Reconstructions are worse than the mean (R2 of {shown}): it does not fit these rows."
+            if trained.is_imported:
+                text += " Rows may have been at unit norm, or centred, where it was trained (`thresher sae import --rows`)."
+            yield Caution("worse-than-mean", name, text, worse)
 
 
 def _about_one_modality(inputs: Inputs) -> Iterator[Caution]:

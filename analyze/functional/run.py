@@ -17,7 +17,7 @@ from thresher.analyze.functional.concepts import measure_bias, measure_class_pla
 from thresher.analyze.functional.held import Held, hold
 from thresher.analyze.functional.index import search_by_codes
 from thresher.analyze.functional.labels import Labels, check_labels, find_labels
-from thresher.analyze.functional.probes import fit_maps, prepare_probes, probe_sparsely, transfer_probes
+from thresher.analyze.functional.probes import choose_features, fit_maps, prepare_probes, probe_sparsely, transfer_probes
 from thresher.analyze.functional.sets import list_sets
 from thresher.analyze.functional.steer import choose_steered, steer
 from thresher.analyze.functional.targeted import measure_targeted
@@ -86,6 +86,8 @@ def run_tests(
     wants = config.functional.images or (NAMED if words is not None or config.judge.url is not None else 0)
     resample = Resample(config.n_bootstrap, config.seed)
     held = hold(trained, inputs.store, panels, judged.sides, resample, wants)
+    if held is not None and not len(choose_features(held)):
+        held = None  # Nothing fires: there is nothing to ablate, to steer or to name.
     n_features = trained.sae.d_sae
     columns: dict[str, list[Any]] = {name: [None] * n_features for name in (*names.COLUMNS, *judge.COLUMNS)}
     found: dict[str, Any] = {}

@@ -1,11 +1,14 @@
 """Dictionaries from elsewhere on embeddings from elsewhere: everything an analysis needs comes from two arrays and a folder."""
 
 import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from thresher.analyze.config import External
 from thresher.analyze.run import AnalyzeConfig, load_results
@@ -16,7 +19,7 @@ from thresher.errors import AnalysisError, CheckpointError
 from thresher.train.assess import assess
 from thresher.train.checkpoint import load_sae
 from thresher.train.config import TrainConfig
-from thresher.train.exchange import export_sae, import_sae
+from thresher.train.exchange import Stated, export_sae, import_sae
 from thresher.train.run import run as train
 
 HOOK_POINTS = ["vision.embed", "text.embed"]
@@ -39,6 +42,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     export_sae(trained, folder / "released", "saelens", hook_point=HOOK_POINTS[0])
     import_sae(folder / "released", folder / "both", hook_point=HOOK_POINTS)
     import_sae(folder / "released", folder / "elsewhere", hook_point="blocks.3")
+    far = {
+        "W_enc": torch.eye(WIDTH),
+        "b_enc": torch.zeros(WIDTH),
+        "W_dec": torch.eye(WIDTH),
+        "b_dec": torch.full((WIDTH,), 9.0),
+    }
+    save_file(far, folder / "far.safetensors")
+    import_sae(folder / "far.safetensors", folder / "far", hook_point="blocks.3", stated=Stated("relu", subtracts_bias=True))
     return folder
 
 
@@ -56,14 +67,17 @@ def make_config(folder: Path, saes: dict[str, str], **more: object) -> AnalyzeCo
 
 
 def test_a_released_dictionary_is_measured_on_every_row_of_any_store(folder: Path) -> None:
-    saes = {name: str(folder / name) for name in ("both", "elsewhere")}
+    saes = {name: str(folder / name) for name in ("both", "elsewhere", "far")}
     places = {"image": HOOK_POINTS[0], "text": HOOK_POINTS[1]}
     report = analyze(make_config(folder, saes, out=str(folder / "all"), rows="all", **places))
     found = load_results(report.parent)
     assert {panel["n_rows"] for panel in found["held_out"]["panels"].values()} == {PAIRS}
     assert any("Every row was measured" in warning for warning in found["warnings"])
-    both, elsewhere = (pq.read_table(report.parent / name / "features.parquet") for name in saes)
+    both, elsewhere = (pq.read_table(report.parent / name / "features.parquet") for name in ("both", "elsewhere"))
     assert both.equals(elsewhere)
+    cautions = [each for each in json.loads((report.parent / "warnings.json").read_bytes()) if each["id"] == "worse-than-mean"]
+    assert [each["sae"] for each in cautions] == ["far"]
+    assert "sae import --rows" in cautions[0]["text"]
 
 
 def test_what_rows_a_released_dictionary_saw_is_not_made_up(folder: Path) -> None:
