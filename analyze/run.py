@@ -66,7 +66,8 @@ def run(config: AnalyzeConfig) -> Path:
     Returns at once when the folder holds this very analysis. Raises StoreError, CheckpointError, AnalysisError (they do not
     belong together, nothing held out, `out` cannot be written) and ConfigError (`out` holds other things).
     """
-    refuse_foreign(config.out, [METRICS, MANIFEST])
+    # A store has a file of that name too.
+    refuse_foreign(config.out, [METRICS, MANIFEST] if _read_manifest(config.out) else [METRICS])
     inputs = open_inputs(config)
     origin = _fingerprint_inputs(config, inputs)
     if is_made_from(config.out, config, origin) and (config.out / REPORT).exists():
