@@ -1,5 +1,6 @@
 """Memory for rows on the host, and the way from a pool of them into a batch."""
 
+import contextlib
 import importlib.util
 import math
 import mmap
@@ -152,7 +153,8 @@ def allocate_rows(shape: tuple[int, int], dtype: torch.dtype, device: torch.devi
     values = np.dtype(np.int32 if dtype.itemsize == 4 else np.int16)
     first = 0
     if is_large:
-        memory.madvise(mmap.MADV_HUGEPAGE)
+        with contextlib.suppress(OSError):  # A kernel without them.
+            memory.madvise(mmap.MADV_HUGEPAGE)
         first = -np.frombuffer(memory, np.uint8).ctypes.data % HUGE_PAGE
     bits = np.frombuffer(memory, values, n_values, first)
     return torch.from_numpy(bits.reshape(shape)).view(dtype)

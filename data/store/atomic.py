@@ -119,7 +119,8 @@ def allocate_pages(n_bytes: int) -> npt.NDArray[np.uint8]:
     """Zeros that begin with a page; in huge pages where the system has them, of which a disk takes more at once."""
     memory = mmap.mmap(-1, max(1, n_bytes), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
-        memory.madvise(mmap.MADV_HUGEPAGE)
+        with contextlib.suppress(OSError):  # A kernel without them.
+            memory.madvise(mmap.MADV_HUGEPAGE)
     return np.frombuffer(memory, np.uint8, n_bytes)
 
 
