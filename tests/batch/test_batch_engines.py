@@ -1,6 +1,7 @@
 """Laws of the engines: what died is tried again up to a limit, a mistake is not, and nothing outlives its batch."""
 
 import importlib.util
+import os
 import signal
 import subprocess
 import sys
@@ -85,6 +86,21 @@ def test_a_stopped_engine_ends_what_runs_and_starts_nothing(tmp_path: Path) -> N
     assert ended == [STOPPED]
     assert local.run(task) == STOPPED
     assert count_attempts(task.log) == 1
+
+
+def test_units_at_once_share_the_processors_unless_told_otherwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = make_task(tmp_path, "import os; print('threads', os.environ.get('OMP_NUM_THREADS'))")
+    told = []
+    for slots, threads in ((1, None), (1000, None), (1000, "3")):
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+        if threads:
+            monkeypatch.setenv("OMP_NUM_THREADS", threads)
+        assert LocalEngine(slots, 0).run(task) == 0
+        told.append(task.log.read_text().split()[-1])
+    assert told == ["None", "1", "3"]
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    assert LocalEngine(2, 0).run(task) == 0
+    assert int(task.log.read_text().split()[-1]) == max(1, len(os.sched_getaffinity(0)) // 2)
 
 
 ORPHAN = """

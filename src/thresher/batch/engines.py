@@ -14,6 +14,8 @@ MISTAKE = 2
 """Exit code of a unit that found a mistake, which another attempt would find again."""
 STOPPED = -1000
 """Code of a unit that was not let run to its end because the batch was stopped."""
+THREADS = "OMP_NUM_THREADS"
+"""Environment variable: how many threads torch and BLAS compute with."""
 
 
 class Task(NamedTuple):
@@ -41,11 +43,16 @@ class Engine(Protocol):
 
 
 class LocalEngine:
-    """Runs commands as processes of this machine. They end with this process, however it ends, if they follow their stdin."""
+    """Runs commands as processes of this machine. They end with this process, however it ends, if they follow their stdin.
+
+    Those that run at once share the processors: each gets its part as `OMP_NUM_THREADS`, unless that is set already. Else
+    each would start a thread per processor, and the threads of OpenMP wait for each other at full speed.
+    """
 
     def __init__(self, slots: int, retries: int, gpus: Sequence[int] = ()) -> None:
         self.slots = slots
         self._retries = retries
+        self._variables = {} if slots == 1 or THREADS in os.environ else {THREADS: str(max(1, count_processors() // slots))}
         self._gpus: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         for slot in range(slots):
             self._gpus.put(gpus[slot % len(gpus)] if gpus else None)
@@ -56,7 +63,7 @@ class LocalEngine:
     def run(self, task: Task) -> int:
         """Run a command, again when it died."""
         gpu = self._gpus.get()
-        variables = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": str(gpu)}
+        variables = self._variables | ({} if gpu is None else {"CUDA_VISIBLE_DEVICES": str(gpu)})
         try:
             code = self._attempt(task, variables)
             for _ in range(self._retries):
@@ -85,6 +92,11 @@ class LocalEngine:
             self._running.discard(process)
             close(process)
             return STOPPED if self._is_stopped and code != 0 else code
+
+
+def count_processors() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def start(task: Task, environment: Mapping[str, str]) -> "subprocess.Popen[bytes]":
